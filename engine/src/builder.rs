@@ -10,10 +10,13 @@ use crate::model::{Decoder, ModelConfig};
 use crate::optimizations::Selection;
 use crate::runner::DecoderRunner;
 use crate::scheduler::SchedulerConfig;
-use crate::text::{ChatTemplate, Tokenizer};
+use crate::text::{ChatTemplate, Tokenizer, TokenizerSource};
 
-/// Share of the free memory that the KV cache takes at most when its size is not given.
-const KV_SHARE_OF_FREE_MEMORY: f64 = 0.25;
+/// The KV cache takes this part of the free memory at most when its size is not given.
+const KV_FREE_MEMORY_DIVISOR: u64 = 4;
+
+/// The same where the system does not say how much memory is free.
+const FALLBACK_KV_BYTES: u64 = 1 << 30;
 
 /// Settings of an engine; every one has a default.
 ///
@@ -138,7 +141,7 @@ impl EngineBuilder {
         }
         let budget_bytes = self
             .kv_cache_memory_bytes
-            .unwrap_or_else(|| (available_memory_bytes() as f64 * KV_SHARE_OF_FREE_MEMORY) as u64);
+            .unwrap_or_else(|| available_memory_bytes().map_or(FALLBACK_KV_BYTES, |free| free / KV_FREE_MEMORY_DIVISOR));
         let tile = aisp_kernels::attention::KV_TILE;
         let affordable = usize::try_from(budget_bytes / slot_bytes).unwrap_or(usize::MAX) / tile * tile;
         let max_model_len = self.max_model_len.unwrap_or(claimed.min(affordable));
@@ -165,7 +168,10 @@ impl EngineBuilder {
         let context = BuildContext { config, dtype, device, num_kv_slots };
         let components = Components::build(&self.optimizations.plan(), &context)?;
         let model = Decoder::new(config, &mut checkpoint.weights, max_model_len, dtype, device)?;
-        let tokenizer = Tokenizer::new(checkpoint.tokenizer)?;
+        let tokenizer = match checkpoint.tokenizer {
+            TokenizerSource::None => None,
+            source => Some(Tokenizer::new(source)?),
+        };
         let chat_template = match (&checkpoint.chat_template, &tokenizer) {
             (Some(source), Some(tokenizer)) => Some(ChatTemplate::for_tokenizer(source, tokenizer)?),
             _ => None,

@@ -6,6 +6,7 @@ use super::*;
 use crate::kv_cache::{ContiguousManager, PagedManager};
 use crate::{Request, SamplingParams};
 
+#[derive(Debug)]
 struct Load {
     /// (prompt tokens, answer tokens, step at which it arrives)
     requests: Vec<(usize, usize, usize)>,

@@ -96,6 +96,16 @@ impl TextDecoder {
         TextDelta { text, stopped: self.stopped.clone() }
     }
 
+    /// Takes the token that ended the answer, an end-of-sequence or stop token. It counts, but its text is left out
+    /// unless stop strings are kept too, as in vLLM.
+    pub fn push_end(&mut self, token: TokenId) -> TextDelta {
+        if self.include_stop {
+            return self.push(token);
+        }
+        self.num_tokens += usize::from(self.stopped.is_none());
+        TextDelta { text: String::new(), stopped: self.stopped.clone() }
+    }
+
     /// Ends the answer: the text that still waited. An incomplete character becomes U+FFFD. Nothing after a stop.
     pub fn finish(&mut self) -> String {
         if self.stopped.is_some() {
