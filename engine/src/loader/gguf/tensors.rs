@@ -1,0 +1,130 @@
+//! Tensors of a GGUF file whose header has been checked.
+
+use std::collections::HashMap;
+use std::io::{Read, Seek, SeekFrom};
+use std::sync::Arc;
+
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{DType, Device, Tensor};
+
+use crate::model::Weight;
+
+use super::super::error::LoadError;
+use super::super::layout::{TensorRole, TensorSpec};
+use super::header::TensorInfo;
+
+/// Reads tensors by their GGUF name, each at most once.
+pub(crate) struct TensorReader<R> {
+    reader: R,
+    file: String,
+    infos: HashMap<String, TensorInfo>,
+}
+
+impl<R: Read + Seek> TensorReader<R> {
+    /// `file` stands for the file in messages.
+    pub(crate) fn new(reader: R, file: String, infos: Vec<TensorInfo>) -> Self {
+        let infos = infos.into_iter().map(|info| (info.name.clone(), info)).collect();
+        Self { reader, file, infos }
+    }
+
+    /// Whether the tensor is there and not read yet.
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.infos.contains_key(name)
+    }
+
+    /// Shape of a tensor that is there, outer dimension first.
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.infos.get(name).map(|info| info.shape.as_slice())
+    }
+
+    /// The first name not read, in order of the alphabet.
+    pub(crate) fn unread(&self, is_expected: impl Fn(&str) -> bool) -> Option<&str> {
+        self.infos.keys().map(String::as_str).filter(|name| !is_expected(name)).min()
+    }
+
+    /// Checks that a tensor is there in the shape that the config gives it, without reading it. Returns its size in
+    /// memory. Units: bytes.
+    pub(crate) fn check(&self, name: &str, spec: &TensorSpec, dtype: DType) -> Result<u64, LoadError> {
+        let info = self
+            .infos
+            .get(name)
+            .ok_or_else(|| LoadError::MissingTensor { file: self.file.clone(), name: name.to_owned() })?;
+        if info.shape != spec.shape {
+            return Err(LoadError::WrongShape {
+                file: self.file.clone(),
+                name: name.to_owned(),
+                expected: spec.shape.clone(),
+                got: info.shape.clone(),
+            });
+        }
+        Ok(if stays_quantized(info, spec) { info.num_bytes } else { spec.num_values() * dtype.size_in_bytes() as u64 })
+    }
+
+    /// Reads a tensor that [`Self::check`] passed: quantized matrices stay so, everything else becomes `dtype`.
+    /// Returns it with the name of its type in the file.
+    pub(crate) fn take(
+        &mut self,
+        name: &str,
+        spec: &TensorSpec,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(Weight, &'static str), LoadError> {
+        let info = self
+            .infos
+            .remove(name)
+            .ok_or_else(|| LoadError::MissingTensor { file: self.file.clone(), name: name.to_owned() })?;
+        let words = self.read_words(&info)?;
+        let bytes = &bytemuck::cast_slice(&words)[..info.num_bytes as usize];
+        let weight = if stays_quantized(&info, spec) {
+            quantized(&info, bytes, device).map(|tensor| Weight::Quantized(Arc::new(tensor)))
+        } else {
+            dense(&info, bytes, device).and_then(|tensor| tensor.to_dtype(dtype)).map(Weight::Dense)
+        };
+        let weight = weight.map_err(|error| LoadError::tensor(format!("{}: {name}", self.file), &error))?;
+        Ok((weight, info.tensor_type.name()))
+    }
+
+    /// Reads a small tensor as plain numbers, whatever its shape.
+    pub(crate) fn take_floats(&mut self, name: &str) -> Result<Option<Vec<f32>>, LoadError> {
+        let Some(info) = self.infos.remove(name) else { return Ok(None) };
+        let words = self.read_words(&info)?;
+        let bytes = &bytemuck::cast_slice(&words)[..info.num_bytes as usize];
+        dense(&info, bytes, &Device::Cpu)
+            .and_then(|tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1())
+            .map(Some)
+            .map_err(|error| LoadError::tensor(format!("{}: {name}", self.file), &error))
+    }
+
+    /// The tensor's bytes, in words so that they are aligned for every block type. The header check has compared the
+    /// size with the file's.
+    fn read_words(&mut self, info: &TensorInfo) -> Result<Vec<u32>, LoadError> {
+        let num_bytes = info.num_bytes as usize;
+        let mut words = vec![0_u32; num_bytes.div_ceil(size_of::<u32>())];
+        let bytes = &mut bytemuck::cast_slice_mut(&mut words)[..num_bytes];
+        self.reader
+            .seek(SeekFrom::Start(info.offset))
+            .and_then(|_| self.reader.read_exact(bytes))
+            .map_err(|error| LoadError::io(&self.file, "read", &error))?;
+        Ok(words)
+    }
+}
+
+fn stays_quantized(info: &TensorInfo, spec: &TensorSpec) -> bool {
+    !matches!(info.tensor_type.ggml(), GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16)
+        && !matches!(spec.role, TensorRole::Norm | TensorRole::Bias)
+}
+
+fn quantized(info: &TensorInfo, bytes: &[u8], device: &Device) -> candle_core::Result<QTensor> {
+    let storage = QStorage::from_data(bytes.into(), device, info.tensor_type.ggml())?;
+    QTensor::new(storage, info.shape.as_slice())
+}
+
+fn dense(info: &TensorInfo, bytes: &[u8], device: &Device) -> candle_core::Result<Tensor> {
+    let dtype = match info.tensor_type.ggml() {
+        GgmlDType::F32 => DType::F32,
+        GgmlDType::F16 => DType::F16,
+        GgmlDType::BF16 => DType::BF16,
+        _ => return quantized(info, bytes, device)?.dequantize(device),
+    };
+    Tensor::from_raw_buffer(bytes, dtype, &info.shape, device)
+}
