@@ -139,9 +139,9 @@ impl EngineBuilder {
             let message = format!("must be between 2 and the model's {claimed}, got {asked}");
             return Err(EngineError::InvalidSetting { name: "--max-model-len", message });
         }
-        let budget_bytes = self
-            .kv_cache_memory_bytes
-            .unwrap_or_else(|| available_memory_bytes().map_or(FALLBACK_KV_BYTES, |free| free / KV_FREE_MEMORY_DIVISOR));
+        let budget_bytes = self.kv_cache_memory_bytes.unwrap_or_else(|| {
+            available_memory_bytes().map_or(FALLBACK_KV_BYTES, |free| free / KV_FREE_MEMORY_DIVISOR)
+        });
         let tile = aisp_kernels::attention::KV_TILE;
         let affordable = usize::try_from(budget_bytes / slot_bytes).unwrap_or(usize::MAX) / tile * tile;
         let max_model_len = self.max_model_len.unwrap_or(claimed.min(affordable));

@@ -94,8 +94,7 @@ impl CompletionStream<'_> {
             if output.prompt_logprobs.is_some() {
                 self.prompt_logprobs = output.prompt_logprobs;
             }
-            let mut delta =
-                CompletionDelta { text: String::new(), token: None, finish_reason: output.finish };
+            let mut delta = CompletionDelta { text: String::new(), token: None, finish_reason: output.finish };
             // A step adds one token to a request.
             if let Some(token) = output.tokens.into_iter().next() {
                 let is_end = output.finish == Some(FinishReason::Stop);

@@ -83,7 +83,8 @@ proptest! {
 
 #[test]
 fn paging_holds_more_sequences_than_reservations_for_the_worst_case() {
-    let count = |manager: &mut dyn KvCacheManager| (0..).take_while(|&id| manager.reserve(RequestId(id), 20, 256)).count();
+    let count =
+        |manager: &mut dyn KvCacheManager| (0..).take_while(|&id| manager.reserve(RequestId(id), 20, 256)).count();
     assert_eq!(count(&mut ContiguousManager::new(TOTAL, 32)), 4);
     assert_eq!(count(&mut PagedManager::new(TOTAL)), 32);
 }

@@ -224,7 +224,13 @@ impl Take<'_> {
         }
     }
 
-    fn linear(&mut self, name: &str, inputs: usize, outputs: usize, bias: bool) -> std::result::Result<Linear, EngineError> {
+    fn linear(
+        &mut self,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+        bias: bool,
+    ) -> std::result::Result<Linear, EngineError> {
         let weight = self.weight(&format!("{name}.weight"), &[outputs, inputs])?;
         let bias = if bias { Some(self.vector(&format!("{name}.bias"), outputs)?) } else { None };
         Ok(linear(weight, bias, self.dtype)?)

@@ -54,12 +54,8 @@ mod tests {
     #[test]
     fn llama3_keeps_high_frequencies_and_divides_low_ones() {
         let plain = rope_frequencies(&config(RopeScaling::None));
-        let scaling = RopeScaling::Llama3 {
-            factor: 8.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_context: 8192,
-        };
+        let scaling =
+            RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
         let scaled = rope_frequencies(&config(scaling));
         assert_eq!(scaled[0], 1.0);
         assert!((scaled[31] - plain[31] / 8.0).abs() < 1e-18);

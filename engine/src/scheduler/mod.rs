@@ -68,7 +68,13 @@ pub struct Scheduler {
 impl Scheduler {
     /// An empty scheduler.
     pub fn new(config: SchedulerConfig, admission: Box<dyn AdmissionPolicy>) -> Self {
-        Self { config, admission, waiting: VecDeque::new(), running: Vec::new(), counters: SchedulerCounters::default() }
+        Self {
+            config,
+            admission,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            counters: SchedulerCounters::default(),
+        }
     }
 
     /// Queues a sequence.

@@ -5,5 +5,7 @@ use super::*;
 pub struct ChatTemplate;
 impl ChatTemplate {
     /// stub
-    pub fn for_tokenizer(_s: &str, _t: &Tokenizer) -> Result<Self, TextError> { Ok(Self) }
+    pub fn for_tokenizer(_s: &str, _t: &Tokenizer) -> Result<Self, TextError> {
+        Ok(Self)
+    }
 }

@@ -17,4 +17,5 @@ pub use decoder::{StopReason, TextDecoder, TextDelta};
 pub use error::TextError;
 pub use tokenizer::{DEFAULT_MAX_TEXT_BYTES, Tokenizer};
 pub use vocab::{GgufVocab, TokenizerSource};
-mod chat_template_stub; pub use chat_template_stub::ChatTemplate;
+mod chat_template_stub;
+pub use chat_template_stub::ChatTemplate;
