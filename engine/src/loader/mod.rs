@@ -17,6 +17,7 @@ mod source;
 mod tally;
 
 pub use checkpoint::Checkpoint;
+pub use crate::text::TokenizerSource;
 pub use dummy::DummyShape;
 pub use error::LoadError;
 pub use hub::HubOptions;
