@@ -1,13 +1,12 @@
 //! A model's tokenizer: text to token ids and back. One type over `tokenizer.json`, byte-level BPE out of a GGUF file
 //! and SentencePiece out of a GGUF file.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::{AddedToken, ModelWrapper};
 
-use super::error::{TextError, one_line};
+use super::error::{TextError, contain_panic, one_line};
 use super::pre_tokenizer::PreTokenizerSpec;
 use super::sentence_piece::{SPACE, SentencePiece, SpecialNames};
 use super::token_table::{Spelling, TokenTable};
@@ -85,8 +84,10 @@ impl Tokenizer {
     pub fn from_json(bytes: &[u8]) -> Result<Self, TextError> {
         let facts = JsonFacts::read(bytes)?;
         let malformed = |message: String| TextError::MalformedTokenizer(one_line(&message));
-        let mut library =
-            contain_panic(|| tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string())).map_err(malformed)?;
+        let mut library = contain_panic("the tokenizer library", || {
+            tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string())
+        })
+        .map_err(malformed)?;
         // What a file was trained with must not shorten, fill or perturb prompts.
         library.with_truncation(None).map_err(|e| malformed(e.to_string()))?;
         library.with_padding(None);
@@ -174,9 +175,10 @@ impl Tokenizer {
                         plain
                     }),
                 };
-                let encoding =
-                    contain_panic(|| tokenizer.encode_fast(text, add_special).map_err(|error| error.to_string()))
-                        .map_err(|message| TextError::Encode(one_line(&message)))?;
+                let encoding = contain_panic("the tokenizer library", || {
+                    tokenizer.encode_fast(text, add_special).map_err(|error| error.to_string())
+                })
+                .map_err(|message| TextError::Encode(one_line(&message)))?;
                 (encoding.get_ids().to_vec(), *add_bos)
             }
         };
@@ -267,7 +269,7 @@ fn byte_level_of_gguf(vocab: &GgufVocab) -> Result<Shared, TextError> {
             merge.split_once(' ').ok_or_else(|| malformed(format!("merge {rank} '{merge}' is not a pair")))?;
         merges.push((left.to_string(), right.to_string()));
     }
-    let bpe = contain_panic(|| {
+    let bpe = contain_panic("the tokenizer library", || {
         let builder = BPE::builder().vocab_and_merges(ids, merges).ignore_merges(spec.ignore_merges);
         builder.build().map_err(|error| error.to_string())
     })
@@ -286,7 +288,8 @@ fn byte_level_of_gguf(vocab: &GgufVocab) -> Result<Shared, TextError> {
             table.push_ordinary(token, Spelling::ByteLevel);
         }
     }
-    contain_panic(|| library.add_tokens(added).map_err(|error| error.to_string())).map_err(malformed)?;
+    contain_panic("the tokenizer library", || library.add_tokens(added).map_err(|error| error.to_string()))
+        .map_err(malformed)?;
     let add_bos = vocab.add_bos_token.unwrap_or(spec.add_bos);
     let encoder = Encoder::Library { tokenizer: Box::new(library), plain: OnceLock::new(), add_bos };
     Ok(Shared { encoder, table, strip_space_prefix: false })
@@ -334,12 +337,4 @@ fn table_of_library(library: &tokenizers::Tokenizer, spelling: Spelling) -> Resu
         }
     }
     Ok(table)
-}
-
-/// Runs a call into the `tokenizers` crate and turns a panic into an error. That crate unwraps in places that a hostile
-/// vocabulary or text can reach (RELIABILITY.md measured a Split pattern that makes `encode` panic), and one request
-/// must not take its thread along. Nothing of ours is left half-changed: the call borrows immutable state or builds
-/// a value that is dropped.
-fn contain_panic<T>(call: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Err("the tokenizer library panicked".into()))
 }
