@@ -16,8 +16,8 @@ mod options;
 mod source;
 mod tally;
 
-pub use checkpoint::Checkpoint;
 pub use crate::text::TokenizerSource;
+pub use checkpoint::Checkpoint;
 pub use dummy::DummyShape;
 pub use error::LoadError;
 pub use hub::HubOptions;
