@@ -4,6 +4,8 @@
 
 pub mod gguf;
 pub mod hf;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod mutate;
 
 use aisp_engine::loader::{Checkpoint, LoadError};
