@@ -1,10 +1,11 @@
 //! The model inside the binary: story-12m, a real chat model of 11.8 M parameters (`engine/assets/README.md`).
 
-use super::checkpoint::{Checkpoint, GgufVocab, TokenizerSource};
+use super::checkpoint::Checkpoint;
 use super::error::LoadError;
 use super::gguf;
 use super::options::LoadOptions;
 use super::source::ModelSource;
+use crate::text::{GgufVocab, TokenizerSource};
 
 /// The GGUF file.
 #[cfg(feature = "builtin-model")]
@@ -29,7 +30,8 @@ pub(crate) fn borrowed_tokenizer(vocab_size: usize) -> Result<(TokenizerSource, 
     const NORMAL: i32 = 1;
     vocab.tokens.extend((vocab.tokens.len()..vocab_size).map(|id| format!("<dummy{id}>")));
     vocab.token_types.resize(vocab_size, NORMAL);
-    let vocab = GgufVocab { bos_token_id: None, eos_token_id: None, eot_token_id: None, pad_token_id: None, ..vocab };
+    let vocab =
+        GgufVocab { bos_token_id: None, eos_token_id: None, eot_token_id: None, padding_token_id: None, ..vocab };
     Ok((TokenizerSource::Gguf(vocab), chat_template))
 }
 

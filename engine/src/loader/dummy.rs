@@ -243,8 +243,8 @@ fn uniform<T: Copy + Send>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::checkpoint::TokenizerSource;
     use super::*;
+    use crate::text::TokenizerSource;
 
     fn values(seed: u64, dtype: DType, name: &str) -> Vec<f32> {
         let options = LoadOptions { seed, dtype: Some(dtype), ..LoadOptions::default() };

@@ -22,7 +22,7 @@ pub(crate) fn check_fits(model: &str, needed_bytes: u64, dtype: DType, options: 
 }
 
 /// Memory that can be allocated without swapping. Units: bytes. `None` where the system does not say.
-fn available_bytes() -> Option<u64> {
+pub fn available_bytes() -> Option<u64> {
     parse_available(&std::fs::read_to_string("/proc/meminfo").ok()?)
 }
 

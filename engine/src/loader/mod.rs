@@ -16,10 +16,12 @@ mod options;
 mod source;
 mod tally;
 
-pub use checkpoint::{Checkpoint, GgufVocab, TokenizerSource};
+pub use crate::text::TokenizerSource;
+pub use checkpoint::Checkpoint;
 pub use dummy::DummyShape;
 pub use error::LoadError;
 pub use hub::HubOptions;
+pub use memory::available_bytes as available_memory_bytes;
 pub use options::LoadOptions;
 pub use source::{BUILTIN_NAME, ModelSource};
 

@@ -1,5 +1,7 @@
 //! The shape of a decoder, read from `config.json` or GGUF metadata by the loader; complete and checked when it exists.
 
+pub use aisp_kernels::rope::RopeStyle;
+
 /// The families that the decoder covers; they differ in biases, norms and rotary layout, all spelled out in [`ModelConfig`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
@@ -11,15 +13,6 @@ pub enum Architecture {
     Qwen2,
     /// Qwen3.
     Qwen3,
-}
-
-/// Which two values of a head one rotation mixes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RopeStyle {
-    /// `(i, i + head_dim / 2)`: Hugging Face checkpoints and GGUF files of the Qwen family.
-    Neox,
-    /// `(2i, 2i + 1)`: GGUF files of the Llama family, whose Q and K rows are permuted for it.
-    Interleaved,
 }
 
 /// How rotary frequencies are stretched for contexts longer than those trained on.

@@ -13,13 +13,14 @@ use serde_json::Value;
 
 use crate::model::{ModelConfig, Weight, Weights};
 
-use super::checkpoint::{Checkpoint, TokenizerSource};
+use super::checkpoint::Checkpoint;
 use super::error::{FieldError, LoadError, printable};
 use super::layout::{TensorSpec, tensor_specs};
 use super::memory;
 use super::options::LoadOptions;
 use super::source::ModelSource;
 use super::tally::Tally;
+use crate::text::TokenizerSource;
 use safetensors_file::SafetensorsFile;
 
 /// Loads it.

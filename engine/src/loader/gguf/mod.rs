@@ -17,13 +17,14 @@ use std::path::Path;
 
 use crate::model::{ModelConfig, Weights};
 
-use super::checkpoint::{Checkpoint, GgufVocab, TokenizerSource};
+use super::checkpoint::Checkpoint;
 use super::error::{FieldError, LoadError, printable};
 use super::layout::tensor_specs;
 use super::memory;
 use super::options::LoadOptions;
 use super::source::ModelSource;
 use super::tally::Tally;
+use crate::text::{GgufVocab, TokenizerSource};
 use config::{TensorFacts, read_config};
 use header::Header;
 use names::gguf_name;

@@ -1,8 +1,8 @@
 //! The tokenizer inside a GGUF file, as raw material for [`crate::text`].
 
-use super::super::checkpoint::GgufVocab;
 use super::super::error::FieldError;
 use super::metadata::Metadata;
+use crate::text::GgufVocab;
 
 /// Control tokens that end an answer by their text, as in llama.cpp: files often name one of several.
 /// Source: `llama_vocab::impl::load` in llama.cpp's `src/llama-vocab.cpp`.
@@ -68,8 +68,8 @@ pub(crate) fn take_vocab(metadata: &mut Metadata) -> Result<Option<GgufVocab>, F
         bos_token_id: bos,
         eos_token_id: eos,
         eot_token_id: eot,
-        unk_token_id: unk,
-        pad_token_id: pad,
+        unknown_token_id: unk,
+        padding_token_id: pad,
     }))
 }
 

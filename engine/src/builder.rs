@@ -1,0 +1,214 @@
+//! From settings to a running engine: loads the model, sizes the cache, builds what the plan names.
+
+use candle_core::{DType, Device};
+
+use crate::components::{BuildContext, Components};
+use crate::engine::{Engine, EngineParts, ModelInfo};
+use crate::error::EngineError;
+use crate::loader::{self, Checkpoint, LoadOptions, ModelSource, available_memory_bytes};
+use crate::model::{Decoder, ModelConfig};
+use crate::optimizations::Selection;
+use crate::runner::DecoderRunner;
+use crate::scheduler::SchedulerConfig;
+use crate::text::{ChatTemplate, Tokenizer, TokenizerSource};
+
+/// The KV cache takes this part of the free memory at most when its size is not given.
+const KV_FREE_MEMORY_DIVISOR: u64 = 4;
+
+/// The same where the system does not say how much memory is free.
+const FALLBACK_KV_BYTES: u64 = 1 << 30;
+
+/// Settings of an engine; every one has a default.
+///
+/// ```
+/// use aisp_engine::{Engine, SamplingParams};
+///
+/// let mut engine = Engine::builder().build()?;
+/// let answer = engine.generate("Once upon a time", &SamplingParams::greedy(8))?;
+/// assert_eq!(answer.token_ids.len(), 8);
+/// # Ok::<(), aisp_engine::EngineError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct EngineBuilder {
+    model: ModelSource,
+    optimizations: Selection,
+    max_model_len: Option<usize>,
+    max_num_seqs: usize,
+    max_num_batched_tokens: usize,
+    kv_cache_memory_bytes: Option<u64>,
+    seed: u64,
+    load: LoadOptions,
+}
+
+impl Default for EngineBuilder {
+    fn default() -> Self {
+        Self {
+            model: ModelSource::Builtin,
+            optimizations: Selection::all(),
+            max_model_len: None,
+            max_num_seqs: 256,
+            max_num_batched_tokens: 2048,
+            kv_cache_memory_bytes: None,
+            seed: 0,
+            load: LoadOptions::default(),
+        }
+    }
+}
+
+impl EngineBuilder {
+    /// Which model; the built-in one unless said.
+    pub fn model(mut self, model: ModelSource) -> Self {
+        self.model = model;
+        self
+    }
+
+    /// Which optimizations; all unless said.
+    pub fn optimizations(mut self, optimizations: Selection) -> Self {
+        self.optimizations = optimizations;
+        self
+    }
+
+    /// Tokens that prompt and answer may have together; what model and cache allow unless said.
+    pub fn max_model_len(mut self, max_model_len: Option<usize>) -> Self {
+        self.max_model_len = max_model_len;
+        self
+    }
+
+    /// Sequences in a step; 256 unless said.
+    pub fn max_num_seqs(mut self, max_num_seqs: usize) -> Self {
+        self.max_num_seqs = max_num_seqs;
+        self
+    }
+
+    /// Tokens in a step; 2048 unless said.
+    pub fn max_num_batched_tokens(mut self, max_num_batched_tokens: usize) -> Self {
+        self.max_num_batched_tokens = max_num_batched_tokens;
+        self
+    }
+
+    /// Bytes of the KV cache; unless said, room for `max_num_seqs` full contexts within a quarter of the free memory.
+    pub fn kv_cache_memory_bytes(mut self, bytes: Option<u64>) -> Self {
+        self.kv_cache_memory_bytes = bytes;
+        self
+    }
+
+    /// Feeds requests without a seed of their own, and the weights of `dummy:` shapes; 0 unless said.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self.load.seed = seed;
+        self
+    }
+
+    /// Type of plain weights and activations; f32 on CPU unless said.
+    pub fn dtype(mut self, dtype: Option<DType>) -> Self {
+        self.load.dtype = dtype;
+        self
+    }
+
+    /// Where the model runs; the CPU unless said.
+    pub fn device(mut self, device: Device) -> Self {
+        self.load.device = device;
+        self
+    }
+
+    /// Show progress bars on standard error while loading.
+    pub fn progress(mut self, progress: bool) -> Self {
+        self.load.progress = progress;
+        self
+    }
+
+    /// Loads the model and builds the engine.
+    ///
+    /// Errors: a setting out of range, a model that cannot be read, a cache that does not fit.
+    pub fn build(self) -> Result<Engine, EngineError> {
+        at_least_one("--max-num-seqs", self.max_num_seqs)?;
+        at_least_one("--max-num-batched-tokens", self.max_num_batched_tokens)?;
+        let checkpoint = loader::load(&self.model, &self.load)?;
+        let dtype = self.load.compute_dtype()?;
+        let (max_model_len, num_kv_slots) = self.size_cache(&checkpoint.config, dtype)?;
+        self.assemble(checkpoint, dtype, max_model_len, num_kv_slots)
+    }
+
+    /// Context length and token slots of the cache.
+    fn size_cache(&self, config: &ModelConfig, dtype: DType) -> Result<(usize, usize), EngineError> {
+        let slot_bytes = kv_bytes_per_token(config, dtype);
+        let claimed = config.max_position_embeddings;
+        if let Some(asked) = self.max_model_len
+            && !(2..=claimed).contains(&asked)
+        {
+            let message = format!("must be between 2 and the model's {claimed}, got {asked}");
+            return Err(EngineError::InvalidSetting { name: "--max-model-len", message });
+        }
+        let budget_bytes = self.kv_cache_memory_bytes.unwrap_or_else(|| {
+            available_memory_bytes().map_or(FALLBACK_KV_BYTES, |free| free / KV_FREE_MEMORY_DIVISOR)
+        });
+        let tile = aisp_kernels::attention::KV_TILE;
+        let affordable = usize::try_from(budget_bytes / slot_bytes).unwrap_or(usize::MAX) / tile * tile;
+        let max_model_len = self.max_model_len.unwrap_or(claimed.min(affordable));
+        // Whole tiles: attention reads up to the end of the last one.
+        let full_context = max_model_len.next_multiple_of(tile);
+        if affordable < full_context.max(tile) {
+            let needed_bytes = full_context as u64 * slot_bytes;
+            return Err(EngineError::KvCacheTooSmall { total_tokens: affordable, max_model_len, needed_bytes });
+        }
+        let wanted = full_context.saturating_mul(self.max_num_seqs);
+        let num_kv_slots = if self.kv_cache_memory_bytes.is_some() { affordable } else { affordable.min(wanted) };
+        Ok((max_model_len, num_kv_slots))
+    }
+
+    fn assemble(
+        self,
+        mut checkpoint: Checkpoint,
+        dtype: DType,
+        max_model_len: usize,
+        num_kv_slots: usize,
+    ) -> Result<Engine, EngineError> {
+        let config = &checkpoint.config;
+        let device = &self.load.device;
+        let context = BuildContext { config, dtype, device, num_kv_slots };
+        let components = Components::build(&self.optimizations.plan(), &context)?;
+        let model = Decoder::new(config, &mut checkpoint.weights, max_model_len, dtype, device)?;
+        let tokenizer = match checkpoint.tokenizer {
+            TokenizerSource::None => None,
+            source => Some(Tokenizer::new(source)?.with_bos_eos_ids(config.bos_token_id, config.eos_token_ids.first())),
+        };
+        let chat_template = checkpoint.chat_template.as_deref().map(ChatTemplate::new).transpose()?;
+        Ok(Engine::from_parts(EngineParts {
+            info: ModelInfo {
+                name: checkpoint.name,
+                weight_format: checkpoint.weight_format,
+                num_parameters: checkpoint.num_parameters,
+                weight_bytes: checkpoint.weight_bytes,
+                vocab_size: config.vocab_size,
+                max_model_len,
+                eos_token_ids: config.eos_token_ids.clone(),
+                num_kv_slots,
+                kv_cache_bytes: num_kv_slots as u64 * kv_bytes_per_token(config, dtype),
+                device: format!("{}, {}", if device.is_cpu() { "cpu" } else { "cuda" }, dtype.as_str()),
+            },
+            runner: Box::new(DecoderRunner::new(model, components.kv_store)),
+            kv: components.kv_manager,
+            admission: components.admission,
+            scheduler: SchedulerConfig {
+                max_num_seqs: self.max_num_seqs,
+                max_num_batched_tokens: self.max_num_batched_tokens,
+            },
+            selection: self.optimizations,
+            tokenizer,
+            chat_template,
+            seed: self.seed,
+        }))
+    }
+}
+
+/// Bytes of keys and values of one token in all layers.
+fn kv_bytes_per_token(config: &ModelConfig, dtype: DType) -> u64 {
+    (2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.size_in_bytes()) as u64
+}
+
+fn at_least_one(name: &'static str, value: usize) -> Result<(), EngineError> {
+    match value {
+        0 => Err(EngineError::InvalidSetting { name, message: "must be at least 1, got 0".into() }),
+        _ => Ok(()),
+    }
+}

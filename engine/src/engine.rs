@@ -1,0 +1,357 @@
+//! The engine: requests in, tokens out, one step at a time. Owns all state; knows no threads and no HTTP.
+
+use std::time::{Duration, Instant};
+
+use crate::builder::EngineBuilder;
+use crate::components::Engagement;
+use crate::error::EngineError;
+use crate::kv_cache::{KvCacheManager, KvUsage};
+use crate::optimizations::{Exactness, Optimization, Selection};
+use crate::request::{FinishReason, GeneratedToken, Request, RequestError, RequestId, RequestOutput, TokenId};
+use crate::runner::{ModelRunner, SequenceInput, StepInput};
+use crate::sampler;
+use crate::scheduler::{AdmissionPolicy, Batch, Scheduler, SchedulerConfig, SchedulerCounters};
+use crate::sequence::Sequence;
+use crate::text::{ChatTemplate, Tokenizer};
+
+/// Logits that a request for prompt log-probabilities may need at once.
+const MAX_PROMPT_LOGITS_BYTES: usize = 1 << 30;
+
+/// What the engine serves.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelInfo {
+    /// Id in `/v1/models`.
+    pub name: String,
+    /// Types of the weights, for people.
+    pub weight_format: String,
+    /// Values in all tensors.
+    pub num_parameters: u64,
+    /// Bytes of all tensors in memory.
+    pub weight_bytes: u64,
+    /// Tokens in the vocabulary.
+    pub vocab_size: usize,
+    /// Tokens that prompt and answer may have together.
+    pub max_model_len: usize,
+    /// Tokens that end an answer.
+    pub eos_token_ids: Vec<TokenId>,
+    /// Token slots of the KV cache.
+    pub num_kv_slots: usize,
+    /// Bytes of the KV cache.
+    pub kv_cache_bytes: u64,
+    /// Where it runs and the type it computes in, for people.
+    pub device: String,
+}
+
+/// The parts an engine is made of; [`EngineBuilder`] puts them together.
+pub struct EngineParts {
+    /// What is served.
+    pub info: ModelInfo,
+    /// Computes steps.
+    pub runner: Box<dyn ModelRunner>,
+    /// Hands out cache slots.
+    pub kv: Box<dyn KvCacheManager>,
+    /// Decides who joins.
+    pub admission: Box<dyn AdmissionPolicy>,
+    /// Bounds of a step.
+    pub scheduler: SchedulerConfig,
+    /// What was asked for.
+    pub selection: Selection,
+    /// Text to tokens, if the model has a vocabulary.
+    pub tokenizer: Option<Tokenizer>,
+    /// Messages to a prompt, if the model has a template.
+    pub chat_template: Option<ChatTemplate>,
+    /// Feeds requests without a seed of their own.
+    pub seed: u64,
+}
+
+/// An inference engine. See the crate's example.
+pub struct Engine {
+    info: ModelInfo,
+    runner: Box<dyn ModelRunner>,
+    kv: Box<dyn KvCacheManager>,
+    scheduler: Scheduler,
+    selection: Selection,
+    engagement: Engagement,
+    tokenizer: Option<Tokenizer>,
+    chat_template: Option<ChatTemplate>,
+    seed: u64,
+    next_id: u64,
+    num_steps: u64,
+    last_step: Option<StepStats>,
+    undelivered: Vec<RequestOutput>,
+}
+
+/// One step in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepStats {
+    /// Tokens computed.
+    pub num_tokens: usize,
+    /// Sequences that took part.
+    pub num_sequences: usize,
+    /// From plan to sampled tokens.
+    pub duration: Duration,
+}
+
+/// The engine in numbers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EngineStats {
+    /// Sequences with room in the cache.
+    pub num_requests_running: usize,
+    /// Sequences that wait for room.
+    pub num_requests_waiting: usize,
+    /// How full the cache is.
+    pub kv: KvUsage,
+    /// The scheduler's totals.
+    pub scheduler: SchedulerCounters,
+    /// Steps since the start.
+    pub num_steps: u64,
+    /// The latest step.
+    pub last_step: Option<StepStats>,
+}
+
+/// Whether an optimization was asked for and whether it really ran.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct OptimizationStatus {
+    /// Its name.
+    pub name: &'static str,
+    /// One line.
+    pub summary: &'static str,
+    /// The part that it replaces.
+    pub slot: String,
+    /// What stands there without it.
+    pub baseline: &'static str,
+    /// How outputs compare with the baseline's.
+    pub exactness: String,
+    /// Whether `exact` selects it.
+    pub lossless: bool,
+    /// It was asked for.
+    pub requested: bool,
+    /// It ran at least once.
+    pub engaged: bool,
+    /// How often it ran.
+    pub count: u64,
+    /// What `count` counts.
+    pub counts: &'static str,
+    /// Why it has not run.
+    pub reason: Option<String>,
+    /// Paper or URL.
+    pub source: &'static str,
+}
+
+impl Engine {
+    /// Starts a configuration.
+    pub fn builder() -> EngineBuilder {
+        EngineBuilder::default()
+    }
+
+    /// Joins parts; for runners other than the built-in model's.
+    pub fn from_parts(parts: EngineParts) -> Self {
+        Self {
+            info: parts.info,
+            runner: parts.runner,
+            kv: parts.kv,
+            scheduler: Scheduler::new(parts.scheduler, parts.admission),
+            selection: parts.selection,
+            engagement: Engagement::default(),
+            tokenizer: parts.tokenizer,
+            chat_template: parts.chat_template,
+            seed: parts.seed,
+            next_id: 0,
+            num_steps: 0,
+            last_step: None,
+            undelivered: Vec::new(),
+        }
+    }
+
+    /// Takes a request; its tokens come out of later steps.
+    ///
+    /// Errors: a parameter out of range, or a request that could never run.
+    pub fn add_request(&mut self, request: Request) -> Result<RequestId, RequestError> {
+        self.check(&request)?;
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        let seed = self.seed.wrapping_add(id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        self.scheduler.add(Sequence::new(id, request, seed, self.info.max_model_len));
+        Ok(id)
+    }
+
+    fn check(&self, request: &Request) -> Result<(), RequestError> {
+        let (vocab_size, max_model_len) = (self.info.vocab_size, self.info.max_model_len);
+        request.params.validate(vocab_size)?;
+        let prompt_tokens = request.prompt.len();
+        if prompt_tokens == 0 {
+            return Err(RequestError::EmptyPrompt);
+        }
+        if prompt_tokens >= max_model_len {
+            return Err(RequestError::PromptTooLong { prompt_tokens, max_model_len });
+        }
+        if let Some(&token) = request.prompt.iter().find(|token| **token as usize >= vocab_size) {
+            return Err(RequestError::TokenOutOfRange { token, vocab_size });
+        }
+        let total_tokens = self.kv.usage().total_tokens;
+        let needed_tokens = prompt_tokens.saturating_add(request.params.max_tokens).min(max_model_len);
+        if needed_tokens > total_tokens {
+            return Err(RequestError::ExceedsKvCache { needed_tokens, total_tokens });
+        }
+        let logits_bytes = prompt_tokens * vocab_size * size_of::<f32>();
+        if request.params.prompt_logprobs.is_some() && logits_bytes > MAX_PROMPT_LOGITS_BYTES {
+            let most = MAX_PROMPT_LOGITS_BYTES / vocab_size / size_of::<f32>();
+            let message = format!("takes prompts of at most {most} tokens, this one has {prompt_tokens}");
+            return Err(RequestError::InvalidParam { field: "prompt_logprobs", message });
+        }
+        Ok(())
+    }
+
+    /// Gives a request up: it produces nothing more and its room is free at once. False if it is not there any more.
+    pub fn abort(&mut self, id: RequestId) -> bool {
+        self.undelivered.retain(|output| output.id != id);
+        self.scheduler.remove(id, self.kv.as_mut()).is_some()
+    }
+
+    /// Whether a step would do anything.
+    pub fn has_unfinished(&self) -> bool {
+        !self.scheduler.is_idle() || !self.undelivered.is_empty()
+    }
+
+    /// Computes one step and returns what it added to each request; nothing when idle.
+    ///
+    /// Errors: the model failed; requests under way are lost and the engine should be dropped.
+    pub fn step(&mut self) -> Result<Vec<RequestOutput>, EngineError> {
+        let started = Instant::now();
+        let mut outputs = std::mem::take(&mut self.undelivered);
+        let batch = self.scheduler.schedule(self.kv.as_mut(), started);
+        if batch.sequences.is_empty() {
+            return Ok(outputs);
+        }
+        let input = StepInput::prepare(&batch, self.scheduler.running(), self.kv.as_ref());
+        let logits = self.runner.execute(&input, &mut self.engagement)?.to_vec2::<f32>()?;
+        self.update(&batch, &input, logits, &mut outputs)?;
+        self.num_steps += 1;
+        self.last_step = Some(StepStats {
+            num_tokens: batch.num_tokens,
+            num_sequences: batch.sequences.len(),
+            duration: started.elapsed(),
+        });
+        debug_assert_eq!(self.kv.check_integrity(), Ok(()));
+        Ok(outputs)
+    }
+
+    /// Samples a token for each sequence of the step and ends those that are done.
+    fn update(
+        &mut self,
+        batch: &Batch,
+        input: &StepInput,
+        mut logits: Vec<Vec<f32>>,
+        outputs: &mut Vec<RequestOutput>,
+    ) -> Result<(), EngineError> {
+        for (scheduled, part) in batch.sequences.iter().zip(&input.sequences) {
+            let sequence = &mut self.scheduler.running_mut()[scheduled.running_idx];
+            sequence.num_computed_tokens += scheduled.num_new_tokens;
+            let prompt_logprobs = prompt_logprobs(sequence, part, &logits);
+            let Some(row) = logits.get_mut(part.logits.end - 1) else { continue };
+            let sampled = sampler::sample(row, sequence, &self.info.eos_token_ids)
+                .map_err(|_| EngineError::NotANumber { id: sequence.id })?;
+            sequence.push(sampled.id, Instant::now());
+            outputs.push(RequestOutput {
+                id: sequence.id,
+                finish: finish_reason(sequence, sampled.id, &self.info.eos_token_ids),
+                timings: sequence.timings(),
+                tokens: vec![GeneratedToken { id: sampled.id, logprobs: sampled.logprobs }],
+                prompt_logprobs,
+            });
+        }
+        for output in outputs.iter().filter(|output| output.finish.is_some()) {
+            self.scheduler.remove(output.id, self.kv.as_mut());
+        }
+        Ok(())
+    }
+
+    /// Keeps outputs for the next [`Engine::step`]; for callers that wait for one request among several.
+    pub(crate) fn defer(&mut self, outputs: impl IntoIterator<Item = RequestOutput>) {
+        self.undelivered.extend(outputs);
+    }
+
+    /// What is served.
+    pub fn model_info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// Text to tokens and back; none for `dummy:` shapes without a vocabulary.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// Messages to a prompt.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
+    }
+
+    /// The engine in numbers.
+    pub fn stats(&self) -> EngineStats {
+        EngineStats {
+            num_requests_running: self.scheduler.running().len(),
+            num_requests_waiting: self.scheduler.num_waiting(),
+            kv: self.kv.usage(),
+            scheduler: self.scheduler.counters(),
+            num_steps: self.num_steps,
+            last_step: self.last_step,
+        }
+    }
+
+    /// Every optimization of the registry: asked for, and really used.
+    pub fn optimizations(&self) -> Vec<OptimizationStatus> {
+        Optimization::ALL.into_iter().map(|optimization| self.status(optimization)).collect()
+    }
+
+    fn status(&self, optimization: Optimization) -> OptimizationStatus {
+        let spec = optimization.spec();
+        let requested = self.selection.contains(optimization);
+        let count = match optimization {
+            Optimization::ContinuousBatching if requested => self.scheduler.counters().num_joined_running_batch,
+            _ => self.engagement.count(optimization),
+        };
+        let reason = match (requested, count) {
+            (false, _) => Some("not requested".to_owned()),
+            (true, 0) => Some(format!("engages when {}", spec.engages_when)),
+            (true, _) => None,
+        };
+        OptimizationStatus {
+            name: spec.name,
+            summary: spec.summary,
+            slot: spec.slot.to_string(),
+            baseline: spec.baseline,
+            exactness: Exactness::to_string(&spec.exactness),
+            lossless: spec.exactness.is_lossless(),
+            requested,
+            engaged: count > 0,
+            count,
+            counts: spec.counts,
+            reason,
+            source: spec.source,
+        }
+    }
+}
+
+fn prompt_logprobs(
+    sequence: &mut Sequence,
+    part: &SequenceInput,
+    logits: &[Vec<f32>],
+) -> Option<Vec<crate::TokenLogprobs>> {
+    let count = sequence.params.prompt_logprobs?;
+    if !std::mem::take(&mut sequence.owes_prompt_logprobs) {
+        return None;
+    }
+    // Row i predicts prompt token i + 1.
+    let rows = logits[part.logits.clone()].iter().zip(&sequence.tokens[1..sequence.num_prompt_tokens]);
+    Some(rows.map(|(row, &token)| sampler::prompt_logprobs(row, token, count)).collect())
+}
+
+fn finish_reason(sequence: &Sequence, token: TokenId, eos_token_ids: &[TokenId]) -> Option<FinishReason> {
+    let params = &sequence.params;
+    let is_eos = !params.ignore_eos && eos_token_ids.contains(&token);
+    if (is_eos || params.stop_token_ids.contains(&token)) && sequence.num_generated_tokens() > params.min_tokens {
+        return Some(FinishReason::Stop);
+    }
+    let full = sequence.num_tokens() >= sequence.max_total_tokens;
+    (full || sequence.num_generated_tokens() >= params.max_tokens).then_some(FinishReason::Length)
+}

@@ -1,0 +1,245 @@
+//! The decoder: one implementation for every family, assembled from its config. Reads top-down.
+
+use aisp_kernels::attention::{self, AttentionParams};
+use aisp_kernels::embedding::Embedding;
+use aisp_kernels::linear::{Linear, select_rows};
+use aisp_kernels::rms_norm::rms_norm;
+use aisp_kernels::rope::{RotaryRows, RotaryTable};
+use aisp_kernels::silu_mul::silu_mul;
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::config::ModelConfig;
+use super::rope_frequencies::rope_frequencies;
+use super::weights::{Weight, Weights};
+use crate::error::EngineError;
+use crate::runner::{KvStore, StepInput};
+
+/// A decoder-only transformer with its weights.
+#[derive(Debug)]
+pub struct Decoder {
+    config: ModelConfig,
+    embedding: Embedding,
+    layers: Vec<Layer>,
+    norm: Tensor,
+    lm_head: Linear,
+    rotary: RotaryTable,
+    dtype: DType,
+    device: Device,
+}
+
+#[derive(Debug)]
+struct Layer {
+    input_norm: Tensor,
+    attention: Attention,
+    post_attention_norm: Tensor,
+    mlp: Mlp,
+}
+
+#[derive(Debug)]
+struct Attention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    /// Weights of the norms over each head of Q and of K (Qwen3).
+    qk_norm: Option<(Tensor, Tensor)>,
+}
+
+#[derive(Debug)]
+struct Mlp {
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+}
+
+impl Decoder {
+    /// Assembles the decoder and takes its tensors out of `weights`. Positions reach up to `max_model_len`.
+    ///
+    /// Errors: a tensor that is missing or does not fit the config.
+    pub fn new(
+        config: &ModelConfig,
+        weights: &mut Weights,
+        max_model_len: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> std::result::Result<Self, EngineError> {
+        let mut take = Take { weights, dtype };
+        let embed_name = "model.embed_tokens.weight";
+        let table = take.weight(embed_name, &[config.vocab_size, config.hidden_size])?;
+        let lm_head = match config.tie_word_embeddings {
+            true => linear(table.clone(), None, dtype)?,
+            false => take.linear("lm_head", config.hidden_size, config.vocab_size, false)?,
+        };
+        let embedding = match table {
+            Weight::Dense(table) => Embedding::Dense(table),
+            Weight::Quantized(table) => Embedding::Quantized(table),
+        };
+        let layers = (0..config.num_layers).map(|layer| Layer::new(config, layer, &mut take));
+        Ok(Self {
+            embedding,
+            layers: layers.collect::<std::result::Result<_, _>>()?,
+            norm: take.vector("model.norm.weight", config.hidden_size)?,
+            lm_head,
+            rotary: RotaryTable::new(&rope_frequencies(config), max_model_len, config.rope_style, device)?,
+            config: config.clone(),
+            dtype,
+            device: device.clone(),
+        })
+    }
+
+    /// Runs a step and stores its keys and values.
+    ///
+    /// Shapes: the result is `[num_logit_rows, vocab_size]` in f32.
+    /// Errors: a failed op.
+    pub fn forward(&self, input: &StepInput, kv: &mut dyn KvStore) -> Result<Tensor> {
+        let positions = Tensor::new(input.positions.as_slice(), &self.device)?;
+        let rotary = self.rotary.rows(&positions)?;
+        let mut hidden = self.embedding.forward(&input.token_ids, self.dtype, &self.device)?; // [T, H]
+        for (index, layer) in self.layers.iter().enumerate() {
+            hidden = layer.forward(&hidden, index, &rotary, input, kv, &self.config)?;
+        }
+        let hidden = select_rows(&hidden, &input.logit_rows)?; // [T, H] -> [R, H]
+        let hidden = rms_norm(&hidden, &self.norm, self.config.rms_norm_eps)?;
+        self.lm_head.forward(&hidden)?.to_dtype(DType::F32) // [R, H] -> [R, V]
+    }
+}
+
+impl Layer {
+    fn new(config: &ModelConfig, index: usize, take: &mut Take<'_>) -> std::result::Result<Self, EngineError> {
+        let name = |part: &str| format!("model.layers.{index}.{part}");
+        Ok(Self {
+            input_norm: take.vector(&name("input_layernorm.weight"), config.hidden_size)?,
+            attention: Attention::new(config, &name("self_attn"), take)?,
+            post_attention_norm: take.vector(&name("post_attention_layernorm.weight"), config.hidden_size)?,
+            mlp: Mlp::new(config, &name("mlp"), take)?,
+        })
+    }
+
+    fn forward(
+        &self,
+        hidden: &Tensor,
+        index: usize,
+        rotary: &RotaryRows,
+        input: &StepInput,
+        kv: &mut dyn KvStore,
+        config: &ModelConfig,
+    ) -> Result<Tensor> {
+        let normed = rms_norm(hidden, &self.input_norm, config.rms_norm_eps)?;
+        let hidden = (hidden + self.attention.forward(&normed, index, rotary, input, kv, config)?)?;
+        let normed = rms_norm(&hidden, &self.post_attention_norm, config.rms_norm_eps)?;
+        &hidden + self.mlp.forward(&normed)?
+    }
+}
+
+impl Attention {
+    fn new(config: &ModelConfig, prefix: &str, take: &mut Take<'_>) -> std::result::Result<Self, EngineError> {
+        let (hidden, bias) = (config.hidden_size, config.qkv_bias);
+        let (q_size, kv_size) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
+        let qk_norm = if config.qk_norm {
+            let mut norm = |part: &str| take.vector(&format!("{prefix}.{part}.weight"), config.head_dim);
+            Some((norm("q_norm")?, norm("k_norm")?))
+        } else {
+            None
+        };
+        Ok(Self {
+            q_proj: take.linear(&format!("{prefix}.q_proj"), hidden, q_size, bias)?,
+            k_proj: take.linear(&format!("{prefix}.k_proj"), hidden, kv_size, bias)?,
+            v_proj: take.linear(&format!("{prefix}.v_proj"), hidden, kv_size, bias)?,
+            o_proj: take.linear(&format!("{prefix}.o_proj"), q_size, hidden, false)?,
+            qk_norm,
+        })
+    }
+
+    fn forward(
+        &self,
+        x: &Tensor,
+        layer: usize,
+        rotary: &RotaryRows,
+        input: &StepInput,
+        kv: &mut dyn KvStore,
+        config: &ModelConfig,
+    ) -> Result<Tensor> {
+        let num_tokens = x.dim(0)?;
+        let head_dim = config.head_dim;
+        let mut q = self.q_proj.forward(x)?.reshape((num_tokens, config.num_heads, head_dim))?; // [T, H] -> [T, NH, D]
+        let mut k = self.k_proj.forward(x)?.reshape((num_tokens, config.num_kv_heads, head_dim))?;
+        let v = self.v_proj.forward(x)?.reshape((num_tokens, config.num_kv_heads, head_dim))?;
+        if let Some((q_norm, k_norm)) = &self.qk_norm {
+            q = rms_norm(&q, q_norm, config.rms_norm_eps)?;
+            k = rms_norm(&k, k_norm, config.rms_norm_eps)?;
+        }
+        let (q, k) = (rotary.apply(&q)?, rotary.apply(&k)?);
+        kv.write(layer, &k, &v, input)?;
+        let mut outputs = Vec::with_capacity(input.sequences.len());
+        for sequence in &input.sequences {
+            let (k, v) = kv.read(layer, sequence)?;
+            let params = AttentionParams {
+                query_start: sequence.query_start,
+                scale: 1.0 / (head_dim as f64).sqrt(),
+                sliding_window: config.sliding_window,
+            };
+            let q = q.narrow(0, sequence.rows.start, sequence.rows.len())?;
+            outputs.push(attention::materialised(&q, &k, &v, params)?);
+        }
+        let out = Tensor::cat(&outputs, 0)?.reshape((num_tokens, config.num_heads * head_dim))?;
+        self.o_proj.forward(&out) // [T, NH * D] -> [T, H]
+    }
+}
+
+impl Mlp {
+    fn new(config: &ModelConfig, prefix: &str, take: &mut Take<'_>) -> std::result::Result<Self, EngineError> {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        Ok(Self {
+            gate_proj: take.linear(&format!("{prefix}.gate_proj"), hidden, inner, false)?,
+            up_proj: take.linear(&format!("{prefix}.up_proj"), hidden, inner, false)?,
+            down_proj: take.linear(&format!("{prefix}.down_proj"), inner, hidden, false)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.down_proj.forward(&silu_mul(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?)
+    }
+}
+
+/// Takes tensors out of a checkpoint and checks their shapes.
+struct Take<'a> {
+    weights: &'a mut Weights,
+    dtype: DType,
+}
+
+impl Take<'_> {
+    fn weight(&mut self, name: &str, shape: &[usize]) -> std::result::Result<Weight, EngineError> {
+        let fail = |message: String| EngineError::Weight { name: name.to_owned(), message };
+        let weight = self.weights.take(name).ok_or_else(|| fail("is missing from the checkpoint".into()))?;
+        if weight.shape().dims() != shape {
+            return Err(fail(format!("has shape {:?}, the config asks for {shape:?}", weight.shape().dims())));
+        }
+        Ok(weight)
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> std::result::Result<Tensor, EngineError> {
+        match self.weight(name, &[len])? {
+            Weight::Dense(tensor) => Ok(tensor.to_dtype(self.dtype)?),
+            Weight::Quantized(tensor) => Ok(tensor.dequantize(&tensor.device())?.to_dtype(self.dtype)?),
+        }
+    }
+
+    fn linear(
+        &mut self,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+        bias: bool,
+    ) -> std::result::Result<Linear, EngineError> {
+        let weight = self.weight(&format!("{name}.weight"), &[outputs, inputs])?;
+        let bias = if bias { Some(self.vector(&format!("{name}.bias"), outputs)?) } else { None };
+        Ok(linear(weight, bias, self.dtype)?)
+    }
+}
+
+fn linear(weight: Weight, bias: Option<Tensor>, dtype: DType) -> Result<Linear> {
+    match weight {
+        Weight::Dense(weight) => Ok(Linear::dense(weight.to_dtype(dtype)?, bias)),
+        Weight::Quantized(weight) => Linear::quantized(weight, bias),
+    }
+}

@@ -1,0 +1,95 @@
+//! The registry of optimizations: the only place that knows the list. Flags, help, tables, tests and sweeps derive from it.
+
+mod selection;
+mod spec;
+
+pub use selection::{Selection, SelectionError};
+pub use spec::{Devices, Exactness, Saving, Slot, Spec};
+
+use crate::plan::{KvLayout, Plan, SchedulerKind};
+
+/// A switch. Declaration order is application order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Optimization {
+    /// Sequences join the batch at any step.
+    ContinuousBatching,
+    /// The KV cache is handed out in blocks.
+    PagedKv,
+}
+
+impl Optimization {
+    /// Every optimization, in application order.
+    pub const ALL: [Self; 2] = [Self::ContinuousBatching, Self::PagedKv];
+
+    /// Its entry in the registry.
+    pub fn spec(self) -> Spec {
+        match self {
+            Self::ContinuousBatching => Spec {
+                name: "continuous-batching",
+                summary: "sequences join the running batch at any step",
+                slot: Slot::Scheduler,
+                baseline: "static batching",
+                saves: &[Saving::Time],
+                exactness: Exactness::SameTokens,
+                requires: &[],
+                conflicts: &[],
+                devices: Devices::All,
+                engages_when: "a request joins a batch already under way",
+                counts: "joined requests",
+                source: "Orca, OSDI 2022",
+            },
+            Self::PagedKv => Spec {
+                name: "paged-kv",
+                summary: "the KV cache grows in blocks of 16 tokens instead of one run for the longest answer",
+                slot: Slot::KvLayout,
+                baseline: "contiguous",
+                saves: &[Saving::Memory],
+                exactness: Exactness::Bitwise,
+                requires: &[],
+                conflicts: &[],
+                devices: Devices::All,
+                engages_when: "a token is stored",
+                counts: "tokens stored in blocks",
+                source: "PagedAttention, arXiv 2309.06180",
+            },
+        }
+    }
+
+    /// Its name in flags and reports.
+    pub fn name(self) -> &'static str {
+        self.spec().name
+    }
+
+    /// Finds it by name.
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|o| o.name() == name)
+    }
+
+    /// Sets its field of a plan.
+    pub fn apply(self, plan: &mut Plan) {
+        match self {
+            Self::ContinuousBatching => plan.scheduler = SchedulerKind::ContinuousBatching,
+            Self::PagedKv => plan.kv_layout = KvLayout::Paged,
+        }
+    }
+
+    pub(crate) fn index(self) -> usize {
+        self as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_is_complete_and_in_order() {
+        for (index, optimization) in Optimization::ALL.into_iter().enumerate() {
+            assert_eq!(optimization.index(), index);
+            assert_eq!(Optimization::by_name(optimization.name()), Some(optimization));
+            let mut plan = Plan::BASELINE;
+            optimization.apply(&mut plan);
+            assert_ne!(plan, Plan::BASELINE, "{} changes nothing", optimization.name());
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! The value of `--optimizations`: a set of switches, checked against the registry.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use super::Optimization;
+use crate::plan::Plan;
+
+/// A validated set of optimizations.
+///
+/// ```
+/// use aisp_engine::{Optimization, Selection};
+///
+/// let selection: Selection = "all,-paged-kv".parse()?;
+/// assert!(selection.contains(Optimization::ContinuousBatching));
+/// assert!(!selection.contains(Optimization::PagedKv));
+/// # Ok::<(), aisp_engine::SelectionError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Selection {
+    set: BTreeSet<Optimization>,
+}
+
+/// Why a set makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SelectionError {
+    /// A word that is not in the registry.
+    #[error("unknown optimization `{name}`; choose none, exact, all, or names out of: {}", choices())]
+    Unknown {
+        /// The word.
+        name: String,
+    },
+    /// Nothing was said.
+    #[error("no optimization named; choose none, exact, all, or names out of: {}", choices())]
+    Empty,
+    /// `-name` with nothing to take it from.
+    #[error("`-{name}` takes nothing away; write `all,-{name}` or `exact,-{name}`")]
+    NothingToRemove {
+        /// The name.
+        name: String,
+    },
+    /// Two that exclude one another.
+    #[error("{first} and {second} exclude one another; add `-{second}`")]
+    Conflict {
+        /// One of them.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
+    /// One that needs another.
+    #[error("{name} needs {requirement}; add `{requirement}`")]
+    Unmet {
+        /// Which.
+        name: &'static str,
+        /// What it needs.
+        requirement: &'static str,
+    },
+}
+
+fn choices() -> String {
+    Optimization::ALL.map(Optimization::name).join(", ")
+}
+
+impl Selection {
+    /// The plain baseline of everything.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Every optimization whose outputs equal the baseline's.
+    pub fn exact() -> Self {
+        Self { set: Optimization::ALL.into_iter().filter(|o| o.spec().exactness.is_lossless()).collect() }
+    }
+
+    /// Every optimization.
+    pub fn all() -> Self {
+        Self { set: Optimization::ALL.into() }
+    }
+
+    /// Checks a set against the registry.
+    ///
+    /// Errors: a conflict or an unmet requirement.
+    pub fn of(optimizations: impl IntoIterator<Item = Optimization>) -> Result<Self, SelectionError> {
+        let set: BTreeSet<_> = optimizations.into_iter().collect();
+        for spec in set.iter().map(|o| o.spec()) {
+            if let Some(second) = spec.conflicts.iter().find(|o| set.contains(o)) {
+                return Err(SelectionError::Conflict { first: spec.name, second: second.name() });
+            }
+            if let Some(missing) = spec.requires.iter().find(|o| !set.contains(o)) {
+                return Err(SelectionError::Unmet { name: spec.name, requirement: missing.name() });
+            }
+        }
+        Ok(Self { set })
+    }
+
+    /// Whether it is in the set.
+    pub fn contains(&self, optimization: Optimization) -> bool {
+        self.set.contains(&optimization)
+    }
+
+    /// The set, in application order.
+    pub fn iter(&self) -> impl Iterator<Item = Optimization> + '_ {
+        self.set.iter().copied()
+    }
+
+    /// The plan that the set comes to.
+    pub fn plan(&self) -> Plan {
+        let mut plan = Plan::BASELINE;
+        for optimization in self.iter() {
+            optimization.apply(&mut plan);
+        }
+        plan
+    }
+}
+
+impl FromStr for Selection {
+    type Err = SelectionError;
+
+    fn from_str(text: &str) -> Result<Self, SelectionError> {
+        let mut set: Option<BTreeSet<Optimization>> = None;
+        for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+            match (word, &mut set) {
+                ("none", _) => {
+                    set.get_or_insert_default();
+                }
+                ("exact", _) => set.get_or_insert_default().extend(Self::exact().set),
+                ("all", _) => set.get_or_insert_default().extend(Self::all().set),
+                (name, set) => {
+                    let (name, remove) = name.strip_prefix('-').map_or((name, false), |rest| (rest, true));
+                    let found = Optimization::by_name(name);
+                    let optimization = found.ok_or_else(|| SelectionError::Unknown { name: name.to_owned() })?;
+                    match (remove, set) {
+                        (false, set) => {
+                            set.get_or_insert_default().insert(optimization);
+                        }
+                        (true, Some(set)) => {
+                            set.remove(&optimization);
+                        }
+                        (true, None) => return Err(SelectionError::NothingToRemove { name: name.to_owned() }),
+                    }
+                }
+            }
+        }
+        Self::of(set.ok_or(SelectionError::Empty)?)
+    }
+}
+
+impl fmt::Display for Selection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.set.is_empty() {
+            return f.write_str("none");
+        }
+        f.write_str(&self.iter().map(Optimization::name).collect::<Vec<_>>().join(","))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: &str) {
+        let shown = match text.parse::<Selection>() {
+            Ok(selection) => selection.to_string(),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(shown, expected, "{text}");
+    }
+
+    #[test]
+    fn words_become_sets() {
+        check("none", "none");
+        check("all", "continuous-batching,paged-kv");
+        check("exact", "continuous-batching,paged-kv");
+        check(" paged-kv , continuous-batching", "continuous-batching,paged-kv");
+        check("all,-paged-kv", "continuous-batching");
+        check("exact,-continuous-batching,-paged-kv", "none");
+    }
+
+    #[test]
+    fn nonsense_is_explained() {
+        let list = "choose none, exact, all, or names out of: continuous-batching, paged-kv";
+        check("", &format!("no optimization named; {list}"));
+        check("turbo", &format!("unknown optimization `turbo`; {list}"));
+        check("all,-turbo", &format!("unknown optimization `turbo`; {list}"));
+        check("-paged-kv", "`-paged-kv` takes nothing away; write `all,-paged-kv` or `exact,-paged-kv`");
+    }
+
+    #[test]
+    fn printing_and_parsing_are_inverse() {
+        for selection in [Selection::none(), Selection::exact(), Selection::all()] {
+            assert_eq!(selection.to_string().parse(), Ok(selection));
+        }
+    }
+}

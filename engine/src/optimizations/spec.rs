@@ -1,0 +1,103 @@
+//! What the registry says about an optimization.
+
+use std::fmt;
+
+use super::Optimization;
+
+/// One row of the registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spec {
+    /// Name in flags, JSON and metrics.
+    pub name: &'static str,
+    /// One line.
+    pub summary: &'static str,
+    /// The part of the engine that it replaces.
+    pub slot: Slot,
+    /// What stands there without it.
+    pub baseline: &'static str,
+    /// What it is for.
+    pub saves: &'static [Saving],
+    /// How its outputs compare with the baseline's.
+    pub exactness: Exactness,
+    /// Must be on as well.
+    pub requires: &'static [Optimization],
+    /// Must be off.
+    pub conflicts: &'static [Optimization],
+    /// Where it applies.
+    pub devices: Devices,
+    /// Completes "engages when ..".
+    pub engages_when: &'static str,
+    /// What its counter of use counts.
+    pub counts: &'static str,
+    /// Paper or URL.
+    pub source: &'static str,
+}
+
+/// A part of the engine with more than one implementation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Slot {
+    /// Who runs in a step.
+    Scheduler,
+    /// How the KV cache is laid out.
+    KvLayout,
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Scheduler => "scheduler",
+            Self::KvLayout => "KV layout",
+        })
+    }
+}
+
+/// What an optimization saves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Saving {
+    /// Time.
+    Time,
+    /// Memory.
+    Memory,
+}
+
+/// How outputs compare with the baseline's, strict to loose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Exactness {
+    /// Every logit has the same bits.
+    Bitwise,
+    /// Every token is the same.
+    SameTokens,
+    /// Logits differ by rounding, within the gate's bounds.
+    Tolerance,
+    /// Logits differ by more, within a bound of its own.
+    Lossy,
+}
+
+impl Exactness {
+    /// Whether `exact` selects it.
+    pub fn is_lossless(self) -> bool {
+        matches!(self, Self::Bitwise | Self::SameTokens)
+    }
+}
+
+impl fmt::Display for Exactness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bitwise => "bitwise",
+            Self::SameTokens => "same tokens",
+            Self::Tolerance => "tolerance",
+            Self::Lossy => "lossy",
+        })
+    }
+}
+
+/// Where an optimization applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Devices {
+    /// Everywhere.
+    All,
+    /// On CPU only.
+    Cpu,
+    /// On CUDA only.
+    Cuda,
+}
