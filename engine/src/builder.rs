@@ -170,12 +170,9 @@ impl EngineBuilder {
         let model = Decoder::new(config, &mut checkpoint.weights, max_model_len, dtype, device)?;
         let tokenizer = match checkpoint.tokenizer {
             TokenizerSource::None => None,
-            source => Some(Tokenizer::new(source)?),
+            source => Some(Tokenizer::new(source)?.with_bos_eos_ids(config.bos_token_id, config.eos_token_ids.first())),
         };
-        let chat_template = match (&checkpoint.chat_template, &tokenizer) {
-            (Some(source), Some(tokenizer)) => Some(ChatTemplate::for_tokenizer(source, tokenizer)?),
-            _ => None,
-        };
+        let chat_template = checkpoint.chat_template.as_deref().map(ChatTemplate::new).transpose()?;
         Ok(Engine::from_parts(EngineParts {
             info: ModelInfo {
                 name: checkpoint.name,

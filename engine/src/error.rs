@@ -23,6 +23,9 @@ pub enum EngineError {
     /// The checkpoint has no tokenizer (`dummy:` shapes), so the engine takes token ids only.
     #[error("this model has no tokenizer: use add_request with token ids")]
     NoTokenizer,
+    /// The checkpoint has no chat template.
+    #[error("this model has no chat template: pass --chat-template, or send a plain prompt")]
+    NoChatTemplate,
     /// A setting is out of range.
     #[error("{name} {message}")]
     InvalidSetting {

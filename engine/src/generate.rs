@@ -3,7 +3,7 @@
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::request::{FinishReason, GeneratedToken, Request, RequestId, SamplingParams, TokenId, TokenLogprobs};
-use crate::text::TextDecoder;
+use crate::text::{ChatContext, ChatMessage, TextDecoder, Tokenizer};
 
 /// A whole answer.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,6 +67,40 @@ impl Engine {
     pub fn stream(&mut self, prompt: &str, params: &SamplingParams) -> Result<CompletionStream<'_>, EngineError> {
         let tokenizer = self.tokenizer().cloned().ok_or(EngineError::NoTokenizer)?;
         let prompt = tokenizer.encode(prompt, true)?;
+        self.stream_tokens(prompt, params)
+    }
+
+    /// The prompt that a chat comes to under the model's template.
+    ///
+    /// Errors: a model without a template, a template that refuses the messages.
+    pub fn chat_prompt(&self, messages: &[ChatMessage]) -> Result<String, EngineError> {
+        let template = self.chat_template().ok_or(EngineError::NoChatTemplate)?;
+        let special_tokens = self.tokenizer().map(Tokenizer::special_tokens).unwrap_or_default();
+        let context = ChatContext { add_generation_prompt: true, special_tokens, ..ChatContext::default() };
+        Ok(template.render(messages, &context)?)
+    }
+
+    /// Answers a chat piece by piece.
+    ///
+    /// Errors: those of [`Engine::chat_prompt`] and [`Engine::stream`].
+    pub fn chat(
+        &mut self,
+        messages: &[ChatMessage],
+        params: &SamplingParams,
+    ) -> Result<CompletionStream<'_>, EngineError> {
+        let prompt = self.chat_prompt(messages)?;
+        let tokenizer = self.tokenizer().ok_or(EngineError::NoTokenizer)?;
+        // The template has written the special tokens itself.
+        let prompt = tokenizer.encode(&prompt, false)?;
+        self.stream_tokens(prompt, params)
+    }
+
+    fn stream_tokens(
+        &mut self,
+        prompt: Vec<TokenId>,
+        params: &SamplingParams,
+    ) -> Result<CompletionStream<'_>, EngineError> {
+        let tokenizer = self.tokenizer().cloned().ok_or(EngineError::NoTokenizer)?;
         let num_prompt_tokens = prompt.len();
         let id = self.add_request(Request::new(prompt, params.clone()))?;
         let decoder = TextDecoder::new(tokenizer, params);

@@ -16,6 +16,7 @@ mod options;
 mod source;
 mod tally;
 
+pub use crate::text::TokenizerSource;
 pub use checkpoint::Checkpoint;
 pub use dummy::DummyShape;
 pub use error::LoadError;

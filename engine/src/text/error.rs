@@ -1,5 +1,7 @@
 //! What can go wrong between text and tokens.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 /// Why text could not become tokens, or a template could not become text. Every message is one line.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum TextError {
@@ -59,6 +61,16 @@ pub enum TextError {
 
 fn at_line(line: &Option<usize>) -> String {
     line.map(|line| format!(" at line {line}")).unwrap_or_default()
+}
+
+/// Runs a call into a library and turns a panic into an error.
+///
+/// The `tokenizers` crate unwraps in places that a hostile vocabulary or text can reach (RELIABILITY.md measured a Split
+/// pattern that makes `encode` panic), and minijinja subtracts unsigned numbers from a template; one request must not
+/// take its thread along. Nothing of ours is left half-changed: `call` borrows immutable state or builds a value that
+/// is dropped.
+pub(super) fn contain_panic<T>(library: &str, call: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Err(format!("{library} panicked")))
 }
 
 /// Folds a message of a library into one line of bounded length.

@@ -2,20 +2,24 @@
 //! Knows files' bytes and tokens; knows nothing of models, requests' scheduling or HTTP.
 
 mod byte_level;
+mod chat_template;
 mod decoder;
 mod error;
 mod pre_tokenizer;
 mod sentence_piece;
 mod stop;
+mod template_budget;
+mod template_builtins;
+mod template_json;
 mod token_table;
 mod tokenizer;
 mod tokenizer_json;
 mod utf8;
 mod vocab;
 
+pub use chat_template::{ChatContext, ChatMessage, ChatTemplate, MAX_TEMPLATE_BYTES};
 pub use decoder::{StopReason, TextDecoder, TextDelta};
 pub use error::TextError;
+pub use template_budget::MAX_TEMPLATE_WORK_BYTES;
 pub use tokenizer::{DEFAULT_MAX_TEXT_BYTES, Tokenizer};
 pub use vocab::{GgufVocab, TokenizerSource};
-mod chat_template_stub;
-pub use chat_template_stub::ChatTemplate;

@@ -1,13 +1,12 @@
 //! A model's tokenizer: text to token ids and back. One type over `tokenizer.json`, byte-level BPE out of a GGUF file
 //! and SentencePiece out of a GGUF file.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::{AddedToken, ModelWrapper};
 
-use super::error::{TextError, one_line};
+use super::error::{TextError, contain_panic, one_line};
 use super::pre_tokenizer::PreTokenizerSpec;
 use super::sentence_piece::{SPACE, SentencePiece, SpecialNames};
 use super::token_table::{Spelling, TokenTable};
@@ -85,8 +84,10 @@ impl Tokenizer {
     pub fn from_json(bytes: &[u8]) -> Result<Self, TextError> {
         let facts = JsonFacts::read(bytes)?;
         let malformed = |message: String| TextError::MalformedTokenizer(one_line(&message));
-        let mut library =
-            contain_panic(|| tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string())).map_err(malformed)?;
+        let mut library = contain_panic("the tokenizer library", || {
+            tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| e.to_string())
+        })
+        .map_err(malformed)?;
         // What a file was trained with must not shorten, fill or perturb prompts.
         library.with_truncation(None).map_err(|e| malformed(e.to_string()))?;
         library.with_padding(None);
@@ -137,6 +138,19 @@ impl Tokenizer {
         Ok(self)
     }
 
+    /// The same with ids, as a model's config names them; `None` keeps what is known.
+    pub fn with_bos_eos_ids(mut self, bos: Option<TokenId>, eos: Option<&TokenId>) -> Self {
+        self.bos = bos.or(self.bos);
+        self.eos = eos.copied().or(self.eos);
+        self
+    }
+
+    /// `bos_token` and `eos_token` with their names, as chat templates want them.
+    pub fn special_tokens(&self) -> Vec<(String, String)> {
+        let named = |key: &str, id: Option<TokenId>| Some((key.to_owned(), self.token_name(id?)?.to_owned()));
+        [named("bos_token", self.bos), named("eos_token", self.eos)].into_iter().flatten().collect()
+    }
+
     /// The same tokenizer with another bound on the length of texts.
     pub fn with_max_text_bytes(mut self, max_text_bytes: usize) -> Self {
         self.max_text_bytes = max_text_bytes;
@@ -174,9 +188,10 @@ impl Tokenizer {
                         plain
                     }),
                 };
-                let encoding =
-                    contain_panic(|| tokenizer.encode_fast(text, add_special).map_err(|error| error.to_string()))
-                        .map_err(|message| TextError::Encode(one_line(&message)))?;
+                let encoding = contain_panic("the tokenizer library", || {
+                    tokenizer.encode_fast(text, add_special).map_err(|error| error.to_string())
+                })
+                .map_err(|message| TextError::Encode(one_line(&message)))?;
                 (encoding.get_ids().to_vec(), *add_bos)
             }
         };
@@ -267,7 +282,7 @@ fn byte_level_of_gguf(vocab: &GgufVocab) -> Result<Shared, TextError> {
             merge.split_once(' ').ok_or_else(|| malformed(format!("merge {rank} '{merge}' is not a pair")))?;
         merges.push((left.to_string(), right.to_string()));
     }
-    let bpe = contain_panic(|| {
+    let bpe = contain_panic("the tokenizer library", || {
         let builder = BPE::builder().vocab_and_merges(ids, merges).ignore_merges(spec.ignore_merges);
         builder.build().map_err(|error| error.to_string())
     })
@@ -286,7 +301,8 @@ fn byte_level_of_gguf(vocab: &GgufVocab) -> Result<Shared, TextError> {
             table.push_ordinary(token, Spelling::ByteLevel);
         }
     }
-    contain_panic(|| library.add_tokens(added).map_err(|error| error.to_string())).map_err(malformed)?;
+    contain_panic("the tokenizer library", || library.add_tokens(added).map_err(|error| error.to_string()))
+        .map_err(malformed)?;
     let add_bos = vocab.add_bos_token.unwrap_or(spec.add_bos);
     let encoder = Encoder::Library { tokenizer: Box::new(library), plain: OnceLock::new(), add_bos };
     Ok(Shared { encoder, table, strip_space_prefix: false })
@@ -334,12 +350,4 @@ fn table_of_library(library: &tokenizers::Tokenizer, spelling: Spelling) -> Resu
         }
     }
     Ok(table)
-}
-
-/// Runs a call into the `tokenizers` crate and turns a panic into an error. That crate unwraps in places that a hostile
-/// vocabulary or text can reach (RELIABILITY.md measured a Split pattern that makes `encode` panic), and one request
-/// must not take its thread along. Nothing of ours is left half-changed: the call borrows immutable state or builds
-/// a value that is dropped.
-fn contain_panic<T>(call: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Err("the tokenizer library panicked".into()))
 }

@@ -19,10 +19,13 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// Names of the weight files in `folder`. An index, where there is one, decides.
+/// Names of the weight files in `folder`. As in transformers, a single file wins over an index.
 ///
 /// Errors: a name that is not a plain file name in the folder.
 pub(crate) fn shard_names(folder: &Path) -> Result<Vec<String>, LoadError> {
+    if folder.join(SINGLE).exists() {
+        return Ok(vec![SINGLE.to_owned()]);
+    }
     match INDEX.read(folder)? {
         Some(bytes) => parse_index(folder, &bytes),
         None => Ok(vec![SINGLE.to_owned()]),

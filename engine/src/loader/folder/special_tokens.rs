@@ -150,10 +150,10 @@ mod tests {
     use super::super::super::dummy::DummyShape;
     use super::*;
 
-    fn read(
-        files: &[(&str, &str)],
-        tokenizer: Option<&str>,
-    ) -> Result<(Vec<u32>, Option<u32>, Option<String>), String> {
+    /// End-of-text ids, beginning-of-text id, template.
+    type Found = (Vec<u32>, Option<u32>, Option<String>);
+
+    fn read(files: &[(&str, &str)], tokenizer: Option<&str>) -> Result<Found, String> {
         let folder = tempfile::tempdir().unwrap();
         for (name, text) in files {
             std::fs::write(folder.path().join(name), text).unwrap();

@@ -38,10 +38,10 @@ pub(crate) fn read_config(
 
     let hidden_size = metadata.required_size(&key("embedding_length"))?;
     let num_heads = metadata.required_size(&key("attention.head_count"))?;
-    let head_dim = match metadata.size(&key("attention.key_length"))? {
-        Some(head_dim) => head_dim,
-        None => hidden_size.checked_div(num_heads).unwrap_or(0),
-    };
+    if num_heads == 0 {
+        return Err(FieldError::malformed(key("attention.head_count"), "must be at least 1, got 0"));
+    }
+    let head_dim = metadata.size(&key("attention.key_length"))?.unwrap_or(hidden_size / num_heads);
     for name in ["attention.value_length", "rope.dimension_count"] {
         if let Some(value) = metadata.size(&key(name))?.filter(|value| *value != head_dim) {
             let supported = format!("it must equal the head size, {head_dim}");

@@ -1,22 +1,26 @@
-//! Models of the Hugging Face hub.
+//! Models of the Hugging Face hub, kept in the cache that all its tools share. The `hf-hub` crate knows that cache's
+//! layout; transfers are our own, because its client joins names and etags to paths unchecked, panics on a redirect
+//! without a target and waits without limit.
+
+#[cfg(feature = "hub")]
+mod cache;
+#[cfg(feature = "hub")]
+mod client;
+#[cfg(feature = "hub")]
+mod download;
+mod options;
+#[cfg(feature = "hub")]
+mod snapshot;
 
 use std::path::PathBuf;
 
-use super::error::LoadError;
-use super::options::LoadOptions;
+pub use options::HubOptions;
 
-/// Where downloads come from and go to.
-#[derive(Debug, Clone, Default)]
-pub struct HubOptions {}
-
-impl HubOptions {
-    /// As the environment says.
-    pub fn from_env() -> Self {
-        Self {}
-    }
-}
+#[cfg(feature = "hub")]
+pub(crate) use snapshot::fetch;
 
 /// What was fetched.
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Fetched {
     /// A snapshot in Hugging Face layout.
     Folder(PathBuf),
@@ -24,11 +28,16 @@ pub(crate) enum Fetched {
     Gguf(PathBuf),
 }
 
+/// Refuses: this build has no hub client.
+#[cfg(not(feature = "hub"))]
 pub(crate) fn fetch(
     repo: &str,
     _file: Option<&str>,
     _revision: Option<&str>,
-    _options: &LoadOptions,
-) -> Result<Fetched, LoadError> {
-    Err(LoadError::FeatureOff { what: repo.into(), feature: "hub" })
+    _options: &super::options::LoadOptions,
+) -> Result<Fetched, super::error::LoadError> {
+    // Both variants exist in every build so that callers read the same.
+    let _ = (Fetched::Folder, Fetched::Gguf);
+    let what = format!("downloading {}", super::error::printable(repo));
+    Err(super::error::LoadError::FeatureOff { what, feature: "hub" })
 }
