@@ -34,8 +34,8 @@ pub struct AnswerSettings {
     pub stream: StreamOptions,
     /// The text begins with the prompt.
     pub echo: bool,
-    /// Log-probabilities were asked for.
-    pub logprobs: bool,
+    /// Alternatives to each token, when log-probabilities were asked for.
+    pub logprobs: Option<usize>,
     /// vLLM's `prompt_logprobs` were asked for.
     pub prompt_logprobs: bool,
     /// Token ids were asked for.
@@ -288,14 +288,14 @@ impl AnswerFormat {
             }
             false => piece.text.as_str(),
         };
-        let logprobs = self.settings.logprobs.then(|| {
-            let mut logprobs = CompletionLogprobs::default();
-            let mut offset = self.choices[piece.choice].text_offset.get();
+        let logprobs = self.settings.logprobs.map(|num_top| {
+            let text_offset = &self.choices[piece.choice].text_offset;
+            let mut logprobs = CompletionLogprobs::new(num_top, text_offset.get());
             if let (true, Some(of_prompt)) = (echo, &piece.prompt_logprobs) {
-                logprobs.add_prompt(&self.names, &prompt.token_ids, of_prompt, &mut offset);
+                logprobs.add_prompt(&self.names, &prompt.token_ids, of_prompt);
             }
-            logprobs.add_tokens(&self.names, &piece.tokens, &mut offset);
-            self.choices[piece.choice].text_offset.set(offset);
+            logprobs.add_tokens(&self.names, &piece.tokens);
+            text_offset.set(logprobs.next_offset());
             logprobs
         });
         CompletionChoice {
@@ -317,7 +317,7 @@ impl AnswerFormat {
             index: piece.choice,
             message,
             delta,
-            logprobs: self.settings.logprobs.then(|| ChatLogprobs::of(&self.names, &piece.tokens)),
+            logprobs: self.settings.logprobs.map(|_| ChatLogprobs::of(&self.names, &piece.tokens)),
             finish_reason: piece.finish.map(FinishReason::as_str),
             stop_reason: piece.stop_reason.as_ref(),
             token_ids: self.token_ids(piece),

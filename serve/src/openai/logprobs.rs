@@ -40,31 +40,46 @@ pub struct CompletionLogprobs {
     pub tokens: Vec<String>,
     /// The most likely tokens and the chosen one, best first.
     pub top_logprobs: Vec<Option<Map<String, Value>>>,
+    #[serde(skip)]
+    num_top: usize,
+    #[serde(skip)]
+    next_offset: usize,
 }
 
 impl CompletionLogprobs {
     /// Adds the tokens of a prompt; entry `i` of `logprobs` belongs to token `i + 1`.
-    pub fn add_prompt(&mut self, names: &TokenNames, ids: &[TokenId], logprobs: &[TokenLogprobs], offset: &mut usize) {
+    pub fn add_prompt(&mut self, names: &TokenNames, ids: &[TokenId], logprobs: &[TokenLogprobs]) {
         for (at, &id) in ids.iter().enumerate() {
-            self.add(names, id, at.checked_sub(1).and_then(|at| logprobs.get(at)), offset);
+            self.add(names, id, at.checked_sub(1).and_then(|at| logprobs.get(at)));
         }
     }
 
     /// Adds tokens of an answer.
-    pub fn add_tokens(&mut self, names: &TokenNames, tokens: &[GeneratedToken], offset: &mut usize) {
+    pub fn add_tokens(&mut self, names: &TokenNames, tokens: &[GeneratedToken]) {
         for token in tokens {
-            self.add(names, token.id, token.logprobs.as_ref(), offset);
+            self.add(names, token.id, token.logprobs.as_ref());
         }
     }
 
-    fn add(&mut self, names: &TokenNames, id: TokenId, logprobs: Option<&TokenLogprobs>, offset: &mut usize) {
+    /// An empty list for `num_top` alternatives, whose first token begins at character `next_offset`.
+    pub fn new(num_top: usize, next_offset: usize) -> Self {
+        Self { num_top, next_offset, ..Self::default() }
+    }
+
+    /// Characters of all tokens, those of earlier lists included.
+    pub fn next_offset(&self) -> usize {
+        self.next_offset
+    }
+
+    fn add(&mut self, names: &TokenNames, id: TokenId, logprobs: Option<&TokenLogprobs>) {
         let text = names.text(id);
-        self.text_offset.push(*offset);
-        *offset += text.chars().count();
+        self.text_offset.push(self.next_offset);
+        self.next_offset += text.chars().count();
         self.token_logprobs.push(logprobs.map(|logprobs| finite(logprobs.logprob)));
         self.top_logprobs.push(logprobs.map(|logprobs| {
+            let best = logprobs.top.iter().take(self.num_top);
             let mut top: Map<String, Value> =
-                logprobs.top.iter().map(|(id, logprob)| (names.text(*id), finite(*logprob).into())).collect();
+                best.map(|(id, logprob)| (names.text(*id), finite(*logprob).into())).collect();
             top.entry(text.clone()).or_insert_with(|| finite(logprobs.logprob).into());
             top
         }));
@@ -152,11 +167,11 @@ mod tests {
 
     #[test]
     fn completions_have_four_parallel_lists() {
-        let (mut logprobs, mut offset) = (CompletionLogprobs::default(), 0);
+        let mut logprobs = CompletionLogprobs::new(2, 0);
         let names = TokenNames::new(None);
         let predicted = TokenLogprobs { logprob: f32::NEG_INFINITY, top: vec![] };
-        logprobs.add_prompt(&names, &[1, 2], &[predicted], &mut offset);
-        logprobs.add_tokens(&names, &[token(3)], &mut offset);
+        logprobs.add_prompt(&names, &[1, 2], &[predicted]);
+        logprobs.add_tokens(&names, &[token(3)]);
         assert_eq!(
             serde_json::to_string(&logprobs).unwrap(),
             r#"{"text_offset":[0,10,20],"token_logprobs":[null,-9999.0,-1.5],"tokens":["token_id:1","token_id:2","token_id:3"],"top_logprobs":[null,{"token_id:2":-9999.0},{"token_id:4":-0.25,"token_id:3":-1.5}]}"#

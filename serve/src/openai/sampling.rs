@@ -102,6 +102,8 @@ pub struct CommonFields {
     pub max_tokens: Option<usize>,
     /// Present when the answer is streamed.
     pub stream: Option<StreamOptions>,
+    /// Answers carry vLLM's `prompt_logprobs`. `params` may ask the engine for them for `echo` as well.
+    pub prompt_logprobs_field: bool,
     /// Answers carry token ids.
     pub return_token_ids: bool,
     /// The client's own id for the request.
@@ -144,6 +146,7 @@ impl CommonFields {
         Ok(Self {
             model: fields.get("model")?,
             num_choices,
+            prompt_logprobs_field: params.prompt_logprobs.is_some(),
             params,
             max_tokens: fields.get("max_tokens")?,
             stream: read_stream(fields)?,
