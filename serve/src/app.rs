@@ -38,11 +38,7 @@ impl Default for AppConfig {
             served_model_names: vec!["model".into()],
             api_key: None,
             limits: Limits::default(),
-            admission: AdmissionLimits {
-                max_num_seqs: 256,
-                max_num_queued_reqs: 1024,
-                max_num_queued_tokens: 4 << 20,
-            },
+            admission: AdmissionLimits { max_num_seqs: 256, max_num_queued_reqs: 1024, max_num_queued_tokens: 4 << 20 },
             metrics_namespace: Namespace::default(),
             chat_template: None,
         }

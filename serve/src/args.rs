@@ -244,7 +244,7 @@ mod tests {
         };
         check(&["--optimizations", "turbo"], "unknown optimization `turbo`");
         check(&["--metrics-namespace", "x"], "choose aisp or vllm");
-        check(&["--drain-timeout", "-1"], "must be between 0 and 86400");
+        check(&["--drain-timeout=-1"], "must be between 0 and 86400");
         check(&["--drain-timeout", "nan"], "must be between 0 and 86400");
         check(&["--port", "70000"], "70000");
         check(&["--revision", "main"], "--revision is for hub ids");

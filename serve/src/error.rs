@@ -35,9 +35,7 @@ pub enum ApiError {
         name: String,
     },
     /// Prompt and answer do not fit the context.
-    #[error(
-        "this model's context holds {max_model_len} tokens, but {asked}: shorten the prompt or lower max_tokens"
-    )]
+    #[error("this model's context holds {max_model_len} tokens, but {asked}: shorten the prompt or lower max_tokens")]
     ContextLength {
         /// Tokens of prompt and answer together.
         max_model_len: usize,

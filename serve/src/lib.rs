@@ -27,6 +27,7 @@ mod generation;
 mod lifecycle;
 mod limits;
 pub mod metrics;
+pub mod mock;
 mod openai;
 mod routes;
 mod server;

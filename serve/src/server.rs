@@ -46,7 +46,7 @@ pub async fn serve<F: Future<Output = ()>>(
     drain_timeout: Duration,
     mut stop: impl FnMut() -> F,
 ) -> Result<(), ServeError> {
-    let mut server = Server { router: router(Arc::clone(&app)), app: Arc::clone(&app), ..Server::new(&app) };
+    let mut server = Server::new(Arc::clone(&app));
     tokio::select! {
         () = server.accept(&listener) => {}
         () = stop() => {}
@@ -70,13 +70,9 @@ struct Server {
 }
 
 impl Server {
-    fn new(app: &Arc<App>) -> Self {
-        Self {
-            app: Arc::clone(app),
-            router: Router::new(),
-            draining: watch::Sender::new(false),
-            connections: JoinSet::new(),
-        }
+    fn new(app: Arc<App>) -> Self {
+        let router = router(Arc::clone(&app));
+        Self { app, router, draining: watch::Sender::new(false), connections: JoinSet::new() }
     }
 
     /// Never returns.

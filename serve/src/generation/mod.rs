@@ -45,8 +45,7 @@ impl Generation {
             Some(Event::Lost(error)) => return Err(error),
             Some(Event::Output { .. }) | None => return Err(ApiError::EngineFailed),
         }
-        let usage =
-            Usage { prompt_tokens: num_prompt_tokens, total_tokens: num_prompt_tokens, completion_tokens: 0 };
+        let usage = Usage { prompt_tokens: num_prompt_tokens, total_tokens: num_prompt_tokens, completion_tokens: 0 };
         Ok(Self { submission, ticket, num_unfinished: choices.len(), choices, usage })
     }
 
@@ -82,7 +81,8 @@ impl Generation {
         let engine_ended = output.finish.is_some();
         let timings: RequestTimings = output.timings;
         // Decoding text is the one thing here that depends on a model's files.
-        let piece = catch_unwind(AssertUnwindSafe(|| choice.absorb(sequence, output))).map_err(|_| ApiError::Internal)?;
+        let piece =
+            catch_unwind(AssertUnwindSafe(|| choice.absorb(sequence, output))).map_err(|_| ApiError::Internal)?;
         choice.record(&piece, &timings);
         self.usage.completion_tokens += piece.tokens.len();
         self.usage.total_tokens += piece.tokens.len();

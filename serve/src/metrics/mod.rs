@@ -84,11 +84,10 @@ impl Metrics {
     pub fn new(namespace: Namespace, model_name: &str) -> Result<Self, BuildError> {
         let registrar = Registrar::new(namespace, model_name)?;
         let label = |key: &'static str, value: &'static str| vec![Label::from_static_parts(key, value)];
-        let finished = [FinishReason::Stop, FinishReason::Length, FinishReason::Abort].map(|reason| {
-            registrar.counter("request_success_total", label("finished_reason", reason.as_str()))
-        });
-        let rejected = REJECTIONS
-            .map(|reason| (reason, registrar.counter("admission_rejections_total", label("reason", reason))));
+        let finished = [FinishReason::Stop, FinishReason::Length, FinishReason::Abort]
+            .map(|reason| registrar.counter("request_success_total", label("finished_reason", reason.as_str())));
+        let rejected =
+            REJECTIONS.map(|reason| (reason, registrar.counter("admission_rejections_total", label("reason", reason))));
         let optimizations = Optimization::ALL.map(|optimization| {
             let labels = || label("optimization", optimization.name());
             OptimizationSeries {
@@ -209,7 +208,8 @@ impl Registrar {
     }
 
     fn key(&self, name: &str, labels: Vec<Label>) -> Key {
-        let full_name = METRICS.iter().find(|metric| metric.name == name).map(|metric: &Metric| metric.full_name(self.namespace));
+        let full_name =
+            METRICS.iter().find(|metric| metric.name == name).map(|metric: &Metric| metric.full_name(self.namespace));
         debug_assert!(full_name.is_some(), "{name} is not in the catalog");
         Key::from_parts(full_name.unwrap_or_default(), labels)
     }

@@ -166,7 +166,10 @@ mod tests {
             r#"{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}]}"#,
             "parts of type `text` only",
         );
-        check_refused(&format!(r#"{{"messages":[{user}],"tools":[{{"type":"function"}}]}}"#), "`tools` is not supported");
+        check_refused(
+            &format!(r#"{{"messages":[{user}],"tools":[{{"type":"function"}}]}}"#),
+            "`tools` is not supported",
+        );
         check_refused(
             &format!(r#"{{"messages":[{user}],"response_format":{{"type":"json_object"}}}}"#),
             "`response_format` is not supported",

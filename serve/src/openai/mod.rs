@@ -7,9 +7,9 @@ mod logprobs;
 mod prompt;
 mod sampling;
 
-pub use answer::{AnswerFormat, ApiKind, AnswerSettings, ChoicePiece, PromptRecord, StopCause, Usage};
+pub use answer::{AnswerFormat, AnswerSettings, ApiKind, ChoicePiece, PromptRecord, StopCause, Usage};
 pub use chat_request::{ChatRequest, read_context, read_messages};
 pub use completion_request::CompletionRequest;
 pub use logprobs::TokenNames;
 pub use prompt::Prompt;
-pub use sampling::{CommonFields, StreamOptions};
+pub use sampling::CommonFields;

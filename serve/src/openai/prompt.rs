@@ -36,9 +36,7 @@ impl Prompt {
         let inside = json.iter().skip(1).find(|byte| !byte.is_ascii_whitespace());
         let prompts: Vec<Self> = match (json.first(), inside) {
             (Some(b'"'), _) => vec![Self::Text(read(raw, PARAM)?)],
-            (Some(b'['), Some(b'"')) => {
-                read_list(raw, PARAM, max_prompts)?.into_iter().map(Self::Text).collect()
-            }
+            (Some(b'['), Some(b'"')) => read_list(raw, PARAM, max_prompts)?.into_iter().map(Self::Text).collect(),
             (Some(b'['), Some(b'[')) => read_list::<&RawValue>(raw, PARAM, max_prompts)?
                 .into_iter()
                 .map(|list| read_list(list, PARAM, max_tokens).map(Self::Tokens))
@@ -79,7 +77,9 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused() {
-        for json in ["[]", "1", "{}", "true", "[true]", "[1,\"a\"]", "[\"a\",1]", "[[1],2]", "[-1]", "[4294967296]", "[1.5]"] {
+        for json in
+            ["[]", "1", "{}", "true", "[true]", "[1,\"a\"]", "[\"a\",1]", "[[1],2]", "[-1]", "[4294967296]", "[1.5]"]
+        {
             check(json, Err("prompt: "));
         }
         check(r#"["a","b","c"]"#, Err("at most 2 entries"));

@@ -328,7 +328,10 @@ mod tests {
         check_refused(r#"{"seed":18446744073709551616}"#, "seed: invalid");
         check_refused(r#"{"prompt_logprobs":21}"#, "prompt_logprobs: must be at most 20");
         check_refused(r#"{"stop":""}"#, "stop: every string must have between 1");
-        check_refused(r#"{"stop":["1","2","3","4","5","6","7","8","9","a","b","c","d","e","f","g","h"]}"#, "at most 16");
+        check_refused(
+            r#"{"stop":["1","2","3","4","5","6","7","8","9","a","b","c","d","e","f","g","h"]}"#,
+            "at most 16",
+        );
         check_refused(r#"{"logit_bias":{"x":1}}"#, "logit_bias: must map token ids to numbers");
         check_refused(r#"{"logit_bias":{"-1":1}}"#, "logit_bias: must map token ids to numbers");
         check_refused(r#"{"request_id":"a b"}"#, "request_id: must have 1 to 128");

@@ -13,9 +13,7 @@ use crate::app::{App, LoadedModel, unix_seconds};
 use crate::error::ApiError;
 use crate::generation::{Choice, Generation, SseBody, collect};
 use crate::metrics::RequestMetrics;
-use crate::openai::{
-    AnswerFormat, AnswerSettings, ApiKind, CommonFields, CompletionRequest, PromptRecord, TokenNames,
-};
+use crate::openai::{AnswerFormat, AnswerSettings, ApiKind, CommonFields, CompletionRequest, PromptRecord, TokenNames};
 
 /// A prompt ready for the engine.
 #[derive(Debug)]

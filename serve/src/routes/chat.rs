@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use aisp_engine::text::{ChatContext, ChatMessage, TextError, Tokenizer};
 use aisp_engine::TokenId;
+use aisp_engine::text::{ChatContext, ChatMessage, TextError, Tokenizer};
 use axum::extract::{Request, State};
 use axum::response::Response;
 

@@ -48,9 +48,7 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
 }
 
 /// Requested and engaged, for every optimization of the registry.
-pub(super) async fn optimizations(
-    State(app): State<Arc<App>>,
-) -> Result<Json<List<OptimizationStatus>>, ApiError> {
+pub(super) async fn optimizations(State(app): State<Arc<App>>) -> Result<Json<List<OptimizationStatus>>, ApiError> {
     let model = app.model().ok_or(ApiError::Loading)?;
     Ok(Json(List::of(model.engine.optimizations().to_vec())))
 }

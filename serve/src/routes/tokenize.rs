@@ -46,10 +46,7 @@ pub(super) struct Text {
     prompt: String,
 }
 
-pub(super) async fn tokenize(
-    State(app): State<Arc<App>>,
-    request: Request,
-) -> Result<Json<Tokens>, ApiError> {
+pub(super) async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Json<Tokens>, ApiError> {
     let model = app.accepting_model()?;
     let body = read_json(request, app.limits()).await?;
     let fields = Fields::parse(&body, &TOKENIZE)?;
@@ -74,10 +71,7 @@ pub(super) async fn tokenize(
     Ok(Json(Tokens { count: tokens.len(), max_model_len: model.info.max_model_len, tokens, token_strs }))
 }
 
-pub(super) async fn detokenize(
-    State(app): State<Arc<App>>,
-    request: Request,
-) -> Result<Json<Text>, ApiError> {
+pub(super) async fn detokenize(State(app): State<Arc<App>>, request: Request) -> Result<Json<Text>, ApiError> {
     let model = app.accepting_model()?;
     let body = read_json(request, app.limits()).await?;
     let fields = Fields::parse(&body, &DETOKENIZE)?;
