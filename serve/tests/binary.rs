@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use process::{Response, Server};
 
-const STORY: &str = r#"{"messages":[{"role":"user","content":"Tell me a story about a dog."}],"max_tokens":24,"temperature":0}"#;
+const STORY: &str =
+    r#"{"messages":[{"role":"user","content":"Tell me a story about a dog."}],"max_tokens":24,"temperature":0}"#;
 
 #[test]
 fn the_built_in_model_answers_streams_and_repeats_itself() {
@@ -21,8 +22,7 @@ fn the_built_in_model_answers_streams_and_repeats_itself() {
     let text = whole["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
     assert!(text.split_whitespace().count() > 5, "{text}");
     let streamed = server.post("/v1/chat/completions", &STORY.replacen('{', r#"{"stream":true,"#, 1)).events();
-    let pieces: String =
-        streamed.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str()).collect();
+    let pieces: String = streamed.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str()).collect();
     assert_eq!(pieces, text);
     // A seed repeats, at any temperature; choices differ.
     let drawn = r#"{"prompt":"The little","max_tokens":20,"temperature":1.5,"seed":5,"n":2,"logprobs":1}"#;
@@ -51,9 +51,8 @@ fn the_built_in_model_answers_streams_and_repeats_itself() {
 fn switched_off_means_not_requested_and_the_same_answer() {
     let all = Server::start(&["--optimizations", "all"], &[]);
     let none = Server::start(&["--optimizations", "none", "--served-model-name", "m", "n"], &[]);
-    let text = |server: &Server| {
-        server.post("/v1/chat/completions", STORY).json()["choices"][0]["message"]["content"].clone()
-    };
+    let text =
+        |server: &Server| server.post("/v1/chat/completions", STORY).json()["choices"][0]["message"]["content"].clone();
     assert_eq!(text(&all), text(&none));
     let rows = none.get("/v1/optimizations").json()["data"].clone();
     assert!(rows.as_array().unwrap().iter().all(|row| row["requested"] == false && row["engaged"] == false), "{rows}");
@@ -64,7 +63,8 @@ fn switched_off_means_not_requested_and_the_same_answer() {
 fn a_client_that_leaves_frees_the_model() {
     let server = Server::start(&[], &[]);
     for stream in [true, false] {
-        let request = format!(r#"{{"prompt":"Once upon a time","max_tokens":400,"ignore_eos":true,"stream":{stream}}}"#);
+        let request =
+            format!(r#"{{"prompt":"Once upon a time","max_tokens":400,"ignore_eos":true,"stream":{stream}}}"#);
         let mut client = server.open("/v1/completions", &request);
         server.eventually("it runs", |server| server.metric("aisp_num_requests_running") == 1.0);
         if stream {

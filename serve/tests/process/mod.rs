@@ -38,7 +38,8 @@ impl Server {
     /// Starts it on a free port and waits until it is ready.
     pub fn start(args: &[&str], env: &[(&str, &str)]) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_aisp-serve"));
-        command.args(["--port", "0"]).args(args).envs(env.iter().copied());
+        // Tests run side by side: one compute thread each keeps them from fighting over the cores.
+        command.env("RAYON_NUM_THREADS", "1").args(["--port", "0"]).args(args).envs(env.iter().copied());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, log) = channel();
         let mut stderr = child.stderr.take().unwrap();
