@@ -55,27 +55,7 @@ impl DummyShape {
             high_freq_factor: 4.0,
             original_context: 8192,
         };
-        let base = ModelConfig {
-            architecture: Architecture::Llama,
-            hidden_size: 64,
-            intermediate_size: 128,
-            num_layers: 2,
-            num_heads: 4,
-            num_kv_heads: 2,
-            head_dim: 16,
-            vocab_size: 49_152,
-            max_position_embeddings: 2048,
-            rms_norm_eps: 1e-5,
-            rope_theta: 100_000.0,
-            rope_style: RopeStyle::Neox,
-            rope_scaling: RopeScaling::None,
-            sliding_window: None,
-            qkv_bias: false,
-            qk_norm: false,
-            tie_word_embeddings: true,
-            eos_token_ids: Vec::new(),
-            bos_token_id: None,
-        };
+        let base = tiny();
         let llama = ModelConfig {
             num_heads: 32,
             num_kv_heads: 8,
@@ -114,6 +94,31 @@ impl DummyShape {
             },
             Self::Tiny => base,
         }
+    }
+}
+
+/// The smallest shape, which the others change.
+fn tiny() -> ModelConfig {
+    ModelConfig {
+        architecture: Architecture::Llama,
+        hidden_size: 64,
+        intermediate_size: 128,
+        num_layers: 2,
+        num_heads: 4,
+        num_kv_heads: 2,
+        head_dim: 16,
+        vocab_size: 49_152,
+        max_position_embeddings: 2048,
+        rms_norm_eps: 1e-5,
+        rope_theta: 100_000.0,
+        rope_style: RopeStyle::Neox,
+        rope_scaling: RopeScaling::None,
+        sliding_window: None,
+        qkv_bias: false,
+        qk_norm: false,
+        tie_word_embeddings: true,
+        eos_token_ids: Vec::new(),
+        bos_token_id: None,
     }
 }
 
