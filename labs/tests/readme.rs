@@ -1,5 +1,7 @@
 //! The README's table of optimizations is the registry's. `UPDATE_README=1 cargo test -p aisp --test readme` rewrites it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
 use std::fmt::Write;
 use std::path::Path;
 
@@ -9,7 +11,8 @@ const BEGIN: &str = "<!-- optimizations: begin -->\n";
 const END: &str = "<!-- optimizations: end -->";
 
 fn table() -> String {
-    let mut table = "| optimization | slot | baseline | what it does | outputs | source |\n|---|---|---|---|---|---|\n".to_owned();
+    let mut table =
+        "| optimization | slot | baseline | what it does | outputs | source |\n|---|---|---|---|---|---|\n".to_owned();
     for spec in Optimization::ALL.map(Optimization::spec) {
         let (name, slot, baseline, summary) = (spec.name, spec.slot, spec.baseline, spec.summary);
         let (exactness, source) = (spec.exactness, spec.source);

@@ -1,5 +1,7 @@
 //! Rules of the house that a compiler does not check: layering, file length, where `unsafe` may stand.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -32,7 +34,8 @@ const MEMBERS: [&str; 5] = ["kernels", "engine", "serve", "labs", "bench-client"
 
 /// Lines of `source` that break `rule`, as `file:line`.
 fn offenders(files: &[(String, String)], rule: impl Fn(&str, &str) -> bool) -> Vec<String> {
-    let lines = files.iter().flat_map(|(name, source)| source.lines().enumerate().map(move |(at, line)| (name, at, line)));
+    let lines =
+        files.iter().flat_map(|(name, source)| source.lines().enumerate().map(move |(at, line)| (name, at, line)));
     lines.filter(|(name, _, line)| rule(name, line)).map(|(name, at, _)| format!("{name}:{}", at + 1)).collect()
 }
 

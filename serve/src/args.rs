@@ -61,6 +61,10 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", help_heading = "Engine")]
     pub kv_cache_memory_bytes: Option<u64>,
 
+    /// Threads that compute [default: all cores but one, or RAYON_NUM_THREADS]
+    #[arg(long, value_name = "N", value_parser = parse_threads, help_heading = "Engine")]
+    pub threads: Option<usize>,
+
     /// Address to listen on
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), help_heading = "Server")]
     pub host: IpAddr,
@@ -208,6 +212,13 @@ fn seconds(text: &str) -> Result<Duration, String> {
     match Duration::try_from_secs_f64(seconds) {
         Ok(duration) if duration <= Duration::from_secs(24 * 3600) => Ok(duration),
         _ => Err("must be between 0 and 86400".into()),
+    }
+}
+
+fn parse_threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(threads @ 1..=1024) => Ok(threads),
+        _ => Err("must be a number from 1 to 1024".to_owned()),
     }
 }
 

@@ -33,6 +33,7 @@ mod routes;
 mod server;
 mod stall;
 mod text_pool;
+pub mod threads;
 
 pub use app::{App, AppConfig, AppError, LoadedModel};
 pub use error::{ApiError, ErrorBody};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use aisp_serve::args::Args;
 use aisp_serve::banner::banner;
-use aisp_serve::{App, ServeError, serve};
+use aisp_serve::{App, ServeError, serve, threads};
 use anyhow::{Context, Result};
 use clap::Parser;
 use tokio::net::TcpListener;
@@ -15,6 +15,10 @@ use tokio::sync::Mutex;
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Err(error) = threads::ensure(args.threads) {
+        eprintln!("aisp-serve: could not start again with another number of threads: {error}");
+        return ExitCode::FAILURE;
+    }
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
