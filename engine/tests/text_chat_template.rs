@@ -1,6 +1,8 @@
 //! Chat templates against what Hugging Face's renderer (Python's Jinja2 with its settings) makes of the same messages,
 //! and against hostile templates.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 

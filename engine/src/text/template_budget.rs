@@ -110,8 +110,13 @@ fn is_namespace(value: &Value) -> bool {
 
 /// Turns a lazy sequence into a list: lazy ones stacked on each other would recurse.
 pub(super) fn materialize(state: &mut State, value: Value) -> Result<Value, Error> {
-    let lazy_seq = value.kind() == ValueKind::Seq && value.downcast_object_ref::<Vec<Value>>().is_none();
-    if value.kind() != ValueKind::Iterable && !(lazy_seq && !value.is_tuple()) {
+    let is_vec = value.downcast_object_ref::<Vec<Value>>().is_some();
+    let is_lazy = match value.kind() {
+        ValueKind::Iterable => true,
+        ValueKind::Seq => !is_vec && !value.is_tuple(),
+        _ => false,
+    };
+    if !is_lazy {
         return Ok(value);
     }
     let mut items = Vec::new();
