@@ -24,6 +24,8 @@ pub(super) const NODE_BYTES: u64 = 32;
 const MAX_NESTING: usize = 150;
 /// Tokens of one tag. The compiler recurses over a chain of operators, and folds constants at each level of it.
 const MAX_TAG_TOKENS: usize = 600;
+/// `elif` tags of one template: the parser recurses over them without a guard.
+const MAX_ELIF_TAGS: usize = 300;
 /// Copies of a constant string that a template may ask for; the compiler makes them before any budget exists.
 const MAX_CONSTANT_COPIES: u64 = 1000;
 
@@ -100,7 +102,7 @@ pub(super) fn check_nesting(state: &mut State, value: &Value) -> Result<(), Erro
         if is_namespace(value) {
             return Err(error("a namespace cannot be kept inside a list, a map or a namespace"));
         }
-        charge(state, NODE_BYTES / 4)
+        charge(state, NODE_BYTES)
     })
 }
 
@@ -239,6 +241,7 @@ pub(super) fn meter(instructions: &mut Instructions<'_>) -> Result<(), (Option<u
 /// Errors: the line and what is wrong there.
 pub(super) fn check_source(source: &str, syntax: SyntaxConfig) -> Result<(), (Option<usize>, String)> {
     let mut tag: Vec<Token<'_>> = Vec::new();
+    let mut num_elif_tags = 0;
     for item in tokenize(source, false, syntax) {
         // The compiler reports syntax errors better.
         let Ok((token, span)) = item else { return Ok(()) };
@@ -250,7 +253,13 @@ pub(super) fn check_source(source: &str, syntax: SyntaxConfig) -> Result<(), (Op
                     return Err((line, "a constant is repeated: repeat a variable instead".into()));
                 }
             }
-            token => tag.push(token),
+            token => {
+                num_elif_tags += usize::from(tag.is_empty() && matches!(token, Token::Ident("elif")));
+                tag.push(token);
+            }
+        }
+        if num_elif_tags > MAX_ELIF_TAGS {
+            return Err((line, format!("the template has more than {MAX_ELIF_TAGS} elif tags")));
         }
         if tag.len() > MAX_TAG_TOKENS {
             return Err((line, format!("a tag has more than {MAX_TAG_TOKENS} words")));
