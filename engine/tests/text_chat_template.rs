@@ -65,3 +65,263 @@ fn check_cases(path: &Path) -> usize {
 fn any_templates_equal_jinja2() {
     assert_eq!(check_cases(&PathBuf::from(std::env::var("AISP_TEMPLATES").unwrap())), 0);
 }
+
+#[test]
+fn templates_equal_jinja2() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/chat_templates.json");
+    assert_eq!(check_cases(&path), 0);
+}
+
+fn render(source: &str) -> Result<String, TextError> {
+    let context = ChatContext { add_generation_prompt: true, ..ChatContext::default() };
+    ChatTemplate::new(source)?.render(&[ChatMessage::new("user", "Hi"), ChatMessage::new("assistant", "Ho")], &context)
+}
+
+#[test]
+fn errors_are_one_line_and_name_the_template_line() {
+    for (source, part) in [
+        ("a\nb {% if %}", "malformed at line 2"),
+        ("a\n\n{{ messages.nope.nope }}", "failed at line 3"),
+        ("\n{{ messages | nofilter }}", "failed at line 2: unknown filter"),
+        ("{{ raise_exception('only\nuser') }}", "refused the messages: only user"),
+        ("\n\n{% for i in range(1000) %}{% for j in range(10000) %}{% endfor %}{% endfor %}", "at line 3: it executes"),
+        ("{% set x = 'a' * messages|length %}\n{% for i in range(40) %}{{ x.nope() }}{% endfor %}", "line 2: unknown"),
+    ] {
+        let message = render(source).unwrap_err().to_string();
+        assert!(message.contains(part) && !message.contains('\n'), "{source:?}: {message}");
+    }
+}
+
+#[test]
+fn kwargs_reach_the_template_but_replace_nothing() {
+    let template = ChatTemplate::new("{{ enable_thinking }} {{ messages[0].content }}").unwrap();
+    let render = |kwargs: Value| {
+        let kwargs = kwargs.as_object().unwrap().clone();
+        template.render(&[ChatMessage::new("user", "Hi")], &ChatContext { kwargs, ..ChatContext::default() })
+    };
+    assert_eq!(render(json!({"enable_thinking": false})).unwrap(), "False Hi");
+    for name in ["messages", "tools", "add_generation_prompt", "raise_exception", "range"] {
+        let message = render(json!({ name: "x" })).unwrap_err().to_string();
+        assert!(message.contains(&format!("may not set '{name}'")), "{message}");
+    }
+    let nested = (0..5000).fold(json!(1), |inner, _| Value::Array(vec![inner]));
+    let shown = ChatTemplate::new("{{ enable_thinking }}").unwrap();
+    let kwargs = Map::from_iter([("enable_thinking".to_string(), nested)]);
+    let context = ChatContext { kwargs, ..ChatContext::default() };
+    // Serde_json refuses such nesting in a request; a caller of the library can still build it.
+    let rendered = shown.render(&[], &context);
+    std::mem::forget(context);
+    assert!(rendered.unwrap_err().to_string().contains("nest"));
+}
+
+#[test]
+fn the_date_is_printed() {
+    let year: i32 = render("{{ strftime_now('%Y') }}").unwrap().parse().unwrap();
+    assert!((2024..2200).contains(&year));
+    assert!(render("{{ strftime_now('%Q%') }}").is_err());
+}
+
+/// Sources that must fail, each for a reason of its own.
+fn hostile_templates() -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    let mut add = |source: String| all.push(source);
+    let uses = [
+        "{{ x }}",
+        "{{ x|string|length }}",
+        "{{ x|tojson }}",
+        "{{ x == y }}",
+        "{{ x < y }}",
+        "{{ y in [x] }}",
+        "{{ x|sort|length }}",
+        "{{ x|unique|length }}",
+        "{{ x|join }}",
+        "{{ (x ~ x)|length }}",
+        "{{ {}[x] }}",
+        "{{ [x, x]|max }}",
+        "{{ ''.join(x) }}",
+        "{{ '{}'.format(x) }}",
+        "{{ {'a': x}|dictsort|string }}",
+    ];
+    for step in ["x ~ x", "x + x", "[x, x]", "(x, x)", "{'a': x, 'b': x}", "x * 2", "x|string ~ x|string", "[x] + [x]"]
+    {
+        let seed = if step == "x + x" { "'ab'" } else { "['ab']" };
+        let seed = if step.contains('~') { "'ab'" } else { seed };
+        // In a straight line, in a loop through a namespace, and used in every way.
+        add(format!("{{% set x = {seed} %}}{}{{{{ x }}}}", format!("{{% set x = {step} %}}").repeat(60)));
+        let step_ns = step.replace('x', "ns.x");
+        add(format!(
+            "{{% set ns = namespace(x={seed}) %}}{{% for i in range(60) %}}{{% set ns.x = {step_ns} %}}{{% endfor %}}{{{{ ns.x }}}}"
+        ));
+        for used in uses {
+            let lines = format!("{{% set x = {step} %}}{{% set y = {} %}}", step.replace('x', "y"));
+            add(format!("{{% set x = {seed} %}}{{% set y = {seed} %}}{}{used}", lines.repeat(40)));
+        }
+    }
+    add(format!("{{% set x = 'ab' %}}{}{{{{ x }}}}", "{% set x %}{{ x }}{{ x }}{% endset %}".repeat(40)));
+    add(format!("{{% set x = 'ab' %}}{}", "{% set x = x.replace('a', x) %}".repeat(40)));
+    add(format!("{{% set x = 'ab' %}}{}", "{% set x = x|replace('', x) %}".repeat(40)));
+    add(format!("{{% set x = 'ab' %}}{}", "{% set x = x.join(x) %}".repeat(40)));
+    add(format!("{{% set x = 'ab' %}}{}", "{% set x = x|join(x) %}".repeat(40)));
+    add(format!("{{% set x = '{{}}{{}}' %}}{}", "{% set x = x.format(x, x) %}".repeat(40)));
+    add("{{ '{:>99999999}'.format(1) }}".into());
+    add("{{ '%99999999d'|format(1) }}".into());
+    add("{% set n = 99999999 %}{{ ('a' * n)|length }}".into());
+    add("{% set n = 99999999 %}{{ ([1] * n)|length }}".into());
+    add("{% set n = 99999999 %}{{ ((1,) * n)|length }}".into());
+    add("{{ ('a' * 99999999)|length }}".into());
+    add("{{ ((1,) * 99999999)|length }}".into());
+    add("{{ ([1] * 99999 * 99999)|length }}".into());
+    add("{{ ('a\n' * 1000)|indent(99999999) }}".into());
+    add("{% set x = 'a\n' * messages|length * 1000 %}{{ x|indent(width=999999) }}".into());
+    add("{{ [1]|tojson(indent=99999999) }}".into());
+    add("{{ range(99999999) }}".into());
+    add("{{ 'a'.center(99999999) }}".into());
+    add("{{ [1]|batch(99999999, 0)|list }}".into());
+    add("{{ []|slice(99999999)|list }}".into());
+    for depth in 2..6 {
+        let open: String = (0..depth).map(|i| format!("{{% for a{i} in range(100000) %}}")).collect();
+        add(format!("{open}x{}", "{% endfor %}".repeat(depth)));
+        add(format!("{open}{{% if a0 %}}{{% endif %}}{}", "{% endfor %}".repeat(depth)));
+        let literal = "y".repeat(20_000);
+        add(format!("{open}{literal}{}", "{% endfor %}".repeat(depth)));
+        add(format!("{{% set x %}}{open}{literal}{}{{% endset %}}", "{% endfor %}".repeat(depth)));
+    }
+    add("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}".into());
+    add("{% macro a() %}{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{% endmacro %}{{ a() }}".into());
+    add("{% macro m(n) %}{{ m([n]) }}{{ m([n]) }}{% endmacro %}{{ m(1) }}".into());
+    add("{% macro m() %}{% call m() %}x{% endcall %}{% endmacro %}{{ m() }}".into());
+    add("{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}".into());
+    add("{% set ns = namespace() %}{% set ns.a = [ns] %}{{ ns }}".into());
+    add("{% set ns = namespace() %}{% set n2 = namespace(a=ns) %}{% set ns.a = n2 %}{{ ns|string }}".into());
+    add("{% set ns = namespace() %}{% set ns.a = dict(b=ns) %}{{ ns|tojson }}".into());
+    for (grow, seed) in [("[ns.x]", "[]"), ("{'a': ns.x}", "{}"), ("(ns.x,)", "()"), ("namespace(x=ns.x)", "1")] {
+        add(format!(
+            "{{% set ns = namespace(x={seed}) %}}{{% for i in range(90000) %}}{{% set ns.x = {grow} %}}{{% endfor %}}{{{{ ns.x }}}}"
+        ));
+    }
+    for n in [100, 1_000, 20_000] {
+        let nest = |open: &str, inner: &str, close: &str| {
+            let n = n.min(60_000 / (open.len() + close.len()));
+            format!("{}{inner}{}", open.repeat(n), close.repeat(n))
+        };
+        for (open, close) in
+            [("(", ")"), ("[", "]"), ("{'a': ", "}"), ("not ", ""), ("-", ""), ("x[", "]"), ("x(", ")")]
+        {
+            add(format!("{{{{ {}.nope.nope }}}}", nest(open, "x", close)));
+        }
+        for link in [
+            ".a",
+            "|trim",
+            "+1",
+            " and x.nope.nope",
+            "==1",
+            "~'a'",
+            "[0]",
+            " if x.nope.nope else x",
+            " is defined",
+            "**2",
+        ] {
+            add(format!("{{{{ x.nope{} }}}}", nest(link, "", "")));
+        }
+        add(format!("{{% if x.nope.nope %}}{}{{% endif %}}", nest("{% elif x %}a", "", "")));
+        add(nest("{% if messages %}", "{{ x.nope.nope }}", "{% endif %}"));
+        add(nest("{% for m in messages %}", "{{ x.nope.nope }}", "{% endfor %}"));
+        add(nest("{% filter upper %}", "{{ x.nope.nope }}", "{% endfilter %}"));
+        add(nest("{% macro m() %}", "{{ x.nope.nope }}", "{% endmacro %}"));
+    }
+    for wrong in [
+        "{{",
+        "{%",
+        "{% if",
+        "{% if x %}",
+        "{% for %}",
+        "{% endif %}",
+        "{{ x",
+        "{{ 'a }}",
+        "{# x",
+        "{{ 1 + }}",
+        "{% set %}",
+        "{{ nofunction() }}",
+        "{{ 'a'.nomethod() }}",
+        "{{ 'a' is notest }}",
+        "{{ x.y.z }}",
+        "{{ 1 / 0 }}",
+        "{{ 1 % 0 }}",
+        "{{ 10 ** 1000 }}",
+        "{{ 9223372036854775807 * 2 }}",
+        "{{ 'a' - 1 }}",
+        "{{ [] < 1 + {} }}",
+        "{{ range() }}",
+        "{{ range(0, 9, 0) }}",
+        "{{ 'abc'[::0] }}",
+        "{{ namespace(1) }}",
+        "{{ messages.append(1) }}",
+        "{{ loop.index.x }}",
+        "{% include 'a' %}",
+        "{% import 'a' as b %}",
+        "{% extends 'a' %}",
+        "{% block a %}{% endblock %}",
+        "{% from 'a' import b %}",
+        "{% autoescape true %}x{% endautoescape %}",
+        "{{ dict(**messages[0]) }}",
+        "{{ range(*[1, 2]) }}",
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ self.__init__.__globals__ }}",
+        "{{ lipsum.__globals__.os }}",
+        "{{ cycler.__init__.x }}",
+        "{{ messages|attr('__class__')|attr('__mro__') }}",
+        "{{ namespace.__init__.x }}",
+        "{{ raise_exception('no') }}",
+        "{{ raise_exception() }}",
+        "{{ strftime_now() }}",
+        "{{ strftime_now(1) }}",
+        "{{ messages|map('nofilter')|list }}",
+        "{{ messages|selectattr('role', 'notest')|list }}",
+        "{{ 'a'|int(base='x') }}",
+        "{{ x|tojson(1, 2, 3) }}",
+        "{% break %}",
+        "{% raw %}",
+        "{{ caller() }}",
+        "{{ super() }}",
+        "{{ loop(messages) }}",
+        "{{ messages|sum }}",
+    ] {
+        add(wrong.into());
+    }
+    add("x".repeat(MAX_TEMPLATE_BYTES + 1));
+    add("{{ 'a' }}".repeat(MAX_TEMPLATE_BYTES / 9) + "{{ x.y.z }}");
+    add("{% set x = 1 %}".repeat(4000) + "{{ x.y.z }}");
+    all
+}
+
+/// Time of the fastest of three tries: other processes share the machine.
+fn fastest(mut run: impl FnMut()) -> Duration {
+    let time = |run: &mut dyn FnMut()| {
+        let start = Instant::now();
+        run();
+        start.elapsed()
+    };
+    let first = time(&mut run);
+    if first < Duration::from_millis(100) { first } else { first.min(time(&mut run)).min(time(&mut run)) }
+}
+
+/// RELIABILITY.md, G3.
+#[test]
+fn hostile_templates_fail_within_100_ms() {
+    let all = hostile_templates();
+    assert!(all.len() >= 200);
+    let mut slowest = (Duration::ZERO, String::new());
+    for source in &all {
+        let shown: String = source.chars().take(160).collect();
+        let mut result = Ok(String::new());
+        let took = fastest(|| result = render(source));
+        let message = result.expect_err(&shown).to_string();
+        assert!(!message.contains('\n') && message.len() < 600, "{shown}: {message}");
+        assert!(took < Duration::from_millis(100), "{took:?} for {shown}: {message}");
+        if took > slowest.0 {
+            slowest = (took, shown);
+        }
+    }
+    eprintln!("{} templates, the slowest took {:?}: {}", all.len(), slowest.0, slowest.1);
+}

@@ -12,7 +12,7 @@ use aisp_serve::metrics::Namespace;
 use aisp_serve::mock::MockEngine;
 use support::{app, completion, get, metric, plain, post};
 
-/// Whether Debian's `prometheus` package is installed; `scripts/check-metrics.sh` installs it.
+/// Whether Debian's `prometheus` package is installed; `scripts/get-promtool.sh` installs it.
 fn has_promtool() -> bool {
     Command::new("promtool").arg("--version").output().is_ok()
 }
@@ -28,7 +28,7 @@ async fn used() -> std::sync::Arc<aisp_serve::App> {
 #[tokio::test]
 async fn promtool_has_nothing_to_say() {
     if !has_promtool() {
-        eprintln!("skipped: promtool is not installed (scripts/check-metrics.sh installs it)");
+        eprintln!("skipped: promtool is not installed (scripts/get-promtool.sh installs it)");
         return;
     }
     let text = get(&used().await, "/metrics").await.body;

@@ -16,6 +16,9 @@ use super::{template_budget, template_builtins};
 /// Bytes of source that a template may have; the longest known one has 17 KiB.
 pub const MAX_TEMPLATE_BYTES: usize = 64 << 10;
 
+/// What serde_json's parser takes, so no request is refused for it; values made in code may be deeper.
+const MAX_JSON_NESTING: usize = 130;
+
 const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] \
     + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
@@ -155,6 +158,11 @@ type Compiled<'s> = (Instructions<'s>, BTreeMap<&'s str, Instructions<'s>>);
 
 impl ChatContext {
     fn root(&self, messages: &[ChatMessage]) -> Result<Value, TextError> {
+        let given = messages.iter().flat_map(|message| message.extra.values()).chain(&self.tools);
+        if given.chain(self.kwargs.values()).any(|value| nests_deeper(value, MAX_JSON_NESTING)) {
+            let message = format!("messages, tools and kwargs may nest at most {MAX_JSON_NESTING} levels deep");
+            return Err(TextError::TemplateFailed { line: None, message });
+        }
         let mut root = BTreeMap::from([
             ("messages", Value::from(Serde(messages))),
             ("add_generation_prompt", Value::from(self.add_generation_prompt)),
@@ -169,6 +177,15 @@ impl ChatContext {
             root.insert(name, Value::from(Serde(value)));
         }
         Ok(Value::from(root))
+    }
+}
+
+fn nests_deeper(value: &serde_json::Value, levels: usize) -> bool {
+    let Some(below) = levels.checked_sub(1) else { return true };
+    match value {
+        serde_json::Value::Array(items) => items.iter().any(|item| nests_deeper(item, below)),
+        serde_json::Value::Object(fields) => fields.values().any(|field| nests_deeper(field, below)),
+        _ => false,
     }
 }
 

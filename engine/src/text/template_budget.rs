@@ -15,7 +15,7 @@ use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 /// Work in bytes that one rendering of a chat template may do: text that it copies or prints, and
 /// [`NODE_BYTES`] for each element of a list or map that it walks.
-pub const MAX_TEMPLATE_WORK_BYTES: u64 = 64 << 20;
+pub const MAX_TEMPLATE_WORK_BYTES: u64 = 32 << 20;
 /// Instructions that one rendering may execute.
 pub(super) const MAX_INSTRUCTIONS: u64 = 1_000_000;
 /// What one value weighs beside its text.
@@ -266,7 +266,11 @@ fn repeats_constant(tag: &[Token<'_>], at: usize) -> bool {
     }
     let small = |operand: &[&Token<'_>]| matches!(operand, [Token::Int(n)] if *n <= MAX_CONSTANT_COPIES);
     let text = |operand: &[&Token<'_>]| matches!(operand, [Token::Str(_) | Token::String(_)]);
-    let number = |operand: &[&Token<'_>]| matches!(operand, [Token::Int(_) | Token::Float(_)]);
+    let number = |operand: &[&Token<'_>]| {
+        use Token as T;
+        let in_number = |t: &Token<'_>| matches!(t, T::Int(_) | T::Float(_) | T::Mul | T::Div | T::FloorDiv | T::Mod);
+        operand.iter().all(|token| in_number(token))
+    };
     let allowed = (number(&left) && number(&right)) || (small(&left) && text(&right)) || (text(&left) && small(&right));
     !allowed
 }
@@ -299,7 +303,7 @@ mod tests {
             assert_eq!(check_source(source, syntax).is_ok(), ok, "{source}");
         };
         check("{{ '=' * 40 }}", true);
-        check("{{ 2 * 3 }}", true);
+        check("{{ 2 * 3 * 4 // 5 }}", true);
         check("{{ x * 100000000 }}", true);
         check("{{ ('a' ~ x) * 5 }}", true);
         check("{{ (i + 1) * 2 + j * (3 + 4) }}", true);
