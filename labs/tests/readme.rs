@@ -9,7 +9,8 @@ const BEGIN: &str = "<!-- optimizations: begin -->\n";
 const END: &str = "<!-- optimizations: end -->";
 
 fn table() -> String {
-    let mut table = "| optimization | slot | baseline | what it does | outputs | source |\n|---|---|---|---|---|---|\n".to_owned();
+    let mut table =
+        "| optimization | slot | baseline | what it does | outputs | source |\n|---|---|---|---|---|---|\n".to_owned();
     for spec in Optimization::ALL.map(Optimization::spec) {
         let (name, slot, baseline, summary) = (spec.name, spec.slot, spec.baseline, spec.summary);
         let (exactness, source) = (spec.exactness, spec.source);

@@ -32,7 +32,8 @@ const MEMBERS: [&str; 5] = ["kernels", "engine", "serve", "labs", "bench-client"
 
 /// Lines of `source` that break `rule`, as `file:line`.
 fn offenders(files: &[(String, String)], rule: impl Fn(&str, &str) -> bool) -> Vec<String> {
-    let lines = files.iter().flat_map(|(name, source)| source.lines().enumerate().map(move |(at, line)| (name, at, line)));
+    let lines =
+        files.iter().flat_map(|(name, source)| source.lines().enumerate().map(move |(at, line)| (name, at, line)));
     lines.filter(|(name, _, line)| rule(name, line)).map(|(name, at, _)| format!("{name}:{}", at + 1)).collect()
 }
 

@@ -1,0 +1,13 @@
+//! The lab: what each optimization gains, measured after it is proven equal.
+//!
+//! A [`record::RunRecord`] is the one thing that all verbs share: `run` writes it, `compare`, `verify` and every report
+//! read it.
+#![forbid(unsafe_code)]
+
+pub mod artifacts;
+pub mod cli;
+pub mod comparison;
+mod error;
+pub mod record;
+
+pub use error::LabError;
