@@ -1,4 +1,6 @@
 //! Hugging Face folders, right and wrong in one way each.
+// A test ends where it fails; clippy's own exception does not reach helper functions.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod loader_support;
 

@@ -1,4 +1,6 @@
 //! GGUF files that are wrong in one way each: the message names the field.
+// A test ends where it fails; clippy's own exception does not reach helper functions.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod loader_support;
 

@@ -1,5 +1,7 @@
 //! The README's table of optimizations is the registry's. `UPDATE_README=1 cargo test -p aisp --test readme` rewrites it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
 use std::fmt::Write;
 use std::path::Path;
 

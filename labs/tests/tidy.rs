@@ -1,5 +1,7 @@
 //! Rules of the house that a compiler does not check: layering, file length, where `unsafe` may stand.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -117,7 +117,7 @@ mod tests {
             GgmlDType::Q5K,
             GgmlDType::Q6K,
         ] {
-            if in_features % dtype.block_size() != 0 {
+            if !in_features.is_multiple_of(dtype.block_size()) {
                 continue;
             }
             let quantized = QTensor::quantize(&weight, dtype)?;
