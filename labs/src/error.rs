@@ -21,6 +21,26 @@ pub enum LabError {
         /// What is wrong with it.
         message: String,
     },
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] aisp_engine::EngineError),
+    /// A tensor operation failed.
+    #[error("a tensor operation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+    /// A lab that cannot be measured.
+    #[error("lab {lab}: {message}")]
+    BadLab {
+        /// Its id.
+        lab: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A target that is no lab.
+    #[error("no lab matches `{target}`; `aisp bench list-targets` shows them")]
+    UnknownTarget {
+        /// What was asked for.
+        target: String,
+    },
     /// The system refused something that is not a file.
     #[error("{what}: {message}")]
     System {

@@ -8,6 +8,17 @@ pub mod artifacts;
 pub mod cli;
 pub mod comparison;
 mod error;
+pub mod fingerprint;
+pub mod gate;
+pub mod harness;
+pub mod lab;
+pub mod labs;
+pub mod machine;
+pub mod memory;
+pub mod progress;
 pub mod record;
+pub mod roofline;
+pub mod stats;
+pub mod stop;
 
 pub use error::LabError;
