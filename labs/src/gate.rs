@@ -22,6 +22,8 @@ pub enum Measure {
     Nmse,
     /// Largest difference of a value, as a part of the baseline's value.
     RelativeDifference,
+    /// Mean difference of a value from the baseline's.
+    MeanDifference,
 }
 
 /// How equal outputs must be, and why that is right.
@@ -48,6 +50,7 @@ impl fmt::Display for Tolerance {
             Measure::Differences => write!(f, "bitwise: {}", self.reason),
             Measure::Nmse => write!(f, "NMSE ≤ {:e}: {}", self.allowed, self.reason),
             Measure::RelativeDifference => write!(f, "relative difference ≤ {:e}: {}", self.allowed, self.reason),
+            Measure::MeanDifference => write!(f, "mean difference ≤ {:e}: {}", self.allowed, self.reason),
         }
     }
 }
@@ -140,6 +143,11 @@ impl Gate {
                 let distances = a.iter().zip(b).map(relative);
                 let worst = distances.fold(0.0, |worst, d| if d.is_nan() { f64::INFINITY } else { d.max(worst) });
                 (count, worst, format!("relative difference {worst:.2e} over {:.0e}", self.tolerance.allowed))
+            }
+            Measure::MeanDifference => {
+                let sum: f64 = a.iter().zip(b).map(|(&a, &b)| (f64::from(a) - f64::from(b)).abs()).sum();
+                let mean = sum / count.max(1) as f64;
+                (count, mean, format!("mean difference {mean:.2e} over {:.0e}", self.tolerance.allowed))
             }
         }
     }
