@@ -1,19 +1,30 @@
 //! `aisp bench`: the verbs around baseline/optimized pairs.
 
 mod compare;
+mod list_targets;
+mod run;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use aisp_engine::EngineError;
 use clap::{Args, Subcommand};
 
+use crate::lab::LabContext;
 use crate::{LabError, artifacts};
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Bench {
+    /// Show what can be run
+    ListTargets(list_targets::ListTargets),
+    /// Measure labs and hold them against their expectations
+    Run(run::Run),
     /// Set two runs side by side
     Compare(compare::Compare),
+    /// Check that every arm gives the baseline's outputs, without taking any time
+    Verify(verify::Verify),
 }
 
 /// Where runs lie.
@@ -24,13 +35,38 @@ pub struct Folders {
     pub artifacts: PathBuf,
 }
 
+/// What is run, and with what.
+#[derive(Debug, Args)]
+pub struct Targets {
+    /// Labs: ids, areas such as ch01, or all
+    #[arg(long, value_name = "TARGET,..", value_delimiter = ',', default_value = "all")]
+    pub targets: Vec<String>,
+    /// The model of labs that need one: built-in name, folder, .gguf file, hub id or dummy:SHAPE
+    #[arg(long, default_value = "")]
+    pub model: String,
+    /// Feeds every draw
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// What labs are prepared for.
+///
+/// Errors: a model that does not exist.
+fn context(targets: &Targets) -> Result<LabContext, LabError> {
+    let model = targets.model.parse().map_err(EngineError::from)?;
+    Ok(LabContext { model, seed: targets.seed })
+}
+
 impl Bench {
     /// Carries the verb out.
     ///
     /// Errors: what the verb met.
     pub fn run(self) -> Result<ExitCode, LabError> {
         match self {
+            Self::ListTargets(list) => list.run(),
+            Self::Run(run) => run.run(),
             Self::Compare(compare) => compare.run(),
+            Self::Verify(verify) => verify.run(),
         }
     }
 }
