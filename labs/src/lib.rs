@@ -20,6 +20,8 @@ pub mod progress;
 pub mod record;
 pub mod report;
 pub mod roofline;
+pub mod stacking;
+pub mod stacking_plot;
 pub mod stats;
 pub mod stop;
 

@@ -3,6 +3,7 @@
 mod compare;
 mod list_targets;
 mod run;
+mod stacking;
 mod verify;
 
 use std::path::PathBuf;
@@ -25,6 +26,8 @@ pub enum Bench {
     Compare(compare::Compare),
     /// Check that every arm gives the baseline's outputs, without taking any time
     Verify(verify::Verify),
+    /// Measure which switches combine, which fight and which are wrong
+    Stacking(stacking::Stacking),
 }
 
 /// Where runs lie.
@@ -53,8 +56,11 @@ pub struct Targets {
 ///
 /// Errors: a model that does not exist.
 fn context(targets: &Targets) -> Result<LabContext, LabError> {
-    let model = targets.model.parse().map_err(EngineError::from)?;
-    Ok(LabContext { model, seed: targets.seed })
+    parsed_context(&targets.model, targets.seed)
+}
+
+fn parsed_context(model: &str, seed: u64) -> Result<LabContext, LabError> {
+    Ok(LabContext { model: model.parse().map_err(EngineError::from)?, seed })
 }
 
 impl Bench {
@@ -67,6 +73,7 @@ impl Bench {
             Self::Run(run) => run.run(),
             Self::Compare(compare) => compare.run(),
             Self::Verify(verify) => verify.run(),
+            Self::Stacking(stacking) => stacking.run(),
         }
     }
 }
