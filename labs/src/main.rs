@@ -1,4 +1,10 @@
-//! The lab: measures what each optimization gains, after it is proven equal.
+//! `aisp`: the lab's command line.
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> anyhow::Result<ExitCode> {
+    Ok(labs::cli::Cli::parse().run()?)
+}

@@ -1,0 +1,36 @@
+//! The command line: one file a verb. A verb parses, calls the library and prints; it decides nothing.
+
+mod bench;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::LabError;
+
+/// The lab of aisp: what each optimization gains, measured after it is proven equal.
+#[derive(Debug, Parser)]
+#[command(name = "aisp", version, about, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Baseline/optimized pairs: run them, compare runs
+    #[command(subcommand)]
+    Bench(bench::Bench),
+}
+
+impl Cli {
+    /// Carries the command out. Success means that everything asked for held: a wrong output or a regression is a
+    /// failure too.
+    ///
+    /// Errors: what the verb met.
+    pub fn run(self) -> Result<ExitCode, LabError> {
+        match self.command {
+            Command::Bench(bench) => bench.run(),
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The lab: what each optimization gains, measured after it is proven equal.
+//!
+//! A [`record::RunRecord`] is the one thing that all verbs share: `run` writes it, `compare`, `verify` and every report
+//! read it.
+#![forbid(unsafe_code)]
+
+pub mod artifacts;
+pub mod cli;
+pub mod comparison;
+mod error;
+pub mod expectations;
+pub mod fingerprint;
+pub mod gate;
+pub mod harness;
+pub mod lab;
+pub mod labs;
+pub mod machine;
+pub mod memory;
+pub mod progress;
+pub mod record;
+pub mod report;
+pub mod roofline;
+pub mod stacking;
+pub mod stacking_plot;
+pub mod stats;
+pub mod stop;
+
+pub use error::LabError;
