@@ -24,6 +24,11 @@ pub fn ceilings_path(artifacts: &Path, device: &str) -> PathBuf {
     artifacts.join(format!("ceilings-{device}.json"))
 }
 
+/// Where `aisp tools probe-hw` leaves all that it measured of a device.
+pub fn probe_path(artifacts: &Path, device: &str) -> PathBuf {
+    artifacts.join(format!("probe-{device}.json"))
+}
+
 /// The ceilings of a device; none until they are measured.
 ///
 /// Errors: a file that is there but cannot be read.

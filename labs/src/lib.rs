@@ -8,6 +8,9 @@ pub mod artifacts;
 pub mod cli;
 pub mod comparison;
 mod error;
+pub mod probe;
 pub mod record;
+pub mod tools;
+mod units;
 
 pub use error::LabError;

@@ -1,6 +1,7 @@
 //! The command line: one file a verb. A verb parses, calls the library and prints; it decides nothing.
 
 mod bench;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -21,6 +22,8 @@ enum Command {
     /// Baseline/optimized pairs: run them, compare runs
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Calculators, and the probe of this machine
+    Tools(tools::Tools),
 }
 
 impl Cli {
@@ -31,6 +34,7 @@ impl Cli {
     pub fn run(self) -> Result<ExitCode, LabError> {
         match self.command {
             Command::Bench(bench) => bench.run(),
+            Command::Tools(tools) => tools.run(),
         }
     }
 }
