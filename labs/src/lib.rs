@@ -4,12 +4,14 @@
 //! read it.
 #![forbid(unsafe_code)]
 
+pub mod analysis;
 pub mod artifacts;
 pub mod cli;
 pub mod comparison;
 mod error;
 pub mod probe;
 pub mod record;
+mod table;
 pub mod tools;
 mod units;
 

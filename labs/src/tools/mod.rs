@@ -1,6 +1,6 @@
 //! Calculators: small pure functions from the figures of a model, a machine and a load to what follows from them.
 
-mod checks;
+pub(crate) mod checks;
 pub mod cluster_size;
 pub mod cost_per_token;
 pub mod dtype;

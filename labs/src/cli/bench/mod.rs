@@ -1,6 +1,14 @@
 //! `aisp bench`: the verbs around baseline/optimized pairs.
 
+mod analysis;
+mod analyze;
 mod compare;
+mod cost;
+mod export;
+mod power;
+mod report;
+mod scaling;
+mod whatif;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -14,6 +22,21 @@ use crate::{LabError, artifacts};
 pub enum Bench {
     /// Set two runs side by side
     Compare(compare::Compare),
+    /// Leaderboards, Pareto frontier, trade-offs and advice from all runs
+    Analyze(analyze::Analyze),
+    /// Which rows would do under limits of memory, latency and throughput
+    #[command(name = "whatif")]
+    WhatIf(whatif::WhatIf),
+    /// Dollars per million tokens, idle time paid
+    Cost(cost::Cost),
+    /// What the processor draws now
+    Power(power::PowerArgs),
+    /// How time grows with size: fitted exponents
+    Scaling(scaling::Scaling),
+    /// The findings of all runs as Markdown
+    Report(report::Report),
+    /// All rows as CSV or JSON
+    Export(export::Export),
 }
 
 /// Where runs lie.
@@ -31,6 +54,13 @@ impl Bench {
     pub fn run(self) -> Result<ExitCode, LabError> {
         match self {
             Self::Compare(compare) => compare.run(),
+            Self::Analyze(analyze) => analyze.run(),
+            Self::WhatIf(whatif) => whatif.run(),
+            Self::Cost(cost) => cost.run(),
+            Self::Power(power) => power.run(),
+            Self::Scaling(scaling) => scaling.run(),
+            Self::Report(report) => report.run(),
+            Self::Export(export) => export.run(),
         }
     }
 }
