@@ -26,7 +26,7 @@ lint:
 
 fetch: ## what tests need beside the sources
 	scripts/get-model.sh
-	scripts/setup-tests.sh
+	scripts/get-promtool.sh
 
 bench: build ## load the server of `make serve` from a second terminal
 	target/release/bench-client --qps 50 --num-prompts 200

@@ -189,6 +189,7 @@ impl EngineBuilder {
             runner: Box::new(DecoderRunner::new(model, components.kv_store)),
             kv: components.kv_manager,
             admission: components.admission,
+            sampler: components.sampler,
             scheduler: SchedulerConfig {
                 max_num_seqs: self.max_num_seqs,
                 max_num_batched_tokens: self.max_num_batched_tokens,

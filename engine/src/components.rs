@@ -6,8 +6,9 @@ use crate::error::EngineError;
 use crate::kv_cache::{ContiguousManager, KvCacheManager, PagedManager};
 use crate::model::ModelConfig;
 use crate::optimizations::Optimization;
-use crate::plan::{KvLayout, Plan, SchedulerKind};
+use crate::plan::{KvLayout, Plan, SamplerKind, SchedulerKind};
 use crate::runner::{ContiguousStore, KvPool, KvStore, PagedStore};
+use crate::sampler::{CandidateSampler, Sampler, SortSampler};
 use crate::scheduler::{AdmissionPolicy, ContinuousBatching, StaticBatching};
 
 /// One object a slot.
@@ -18,6 +19,8 @@ pub struct Components {
     pub kv_manager: Box<dyn KvCacheManager>,
     /// The cache's memory.
     pub kv_store: Box<dyn KvStore>,
+    /// Draws tokens.
+    pub sampler: Box<dyn Sampler>,
 }
 
 /// What the objects are built for.
@@ -50,7 +53,11 @@ impl Components {
             }
             KvLayout::Paged => (Box::new(PagedManager::new(context.num_kv_slots)), Box::new(PagedStore::new(pool))),
         };
-        Ok(Self { admission, kv_manager, kv_store })
+        let sampler: Box<dyn Sampler> = match plan.sampler {
+            SamplerKind::Sort => Box::new(SortSampler),
+            SamplerKind::Candidates => Box::new(CandidateSampler::default()),
+        };
+        Ok(Self { admission, kv_manager, kv_store, sampler })
     }
 }
 

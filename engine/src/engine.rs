@@ -9,7 +9,7 @@ use crate::kv_cache::{KvCacheManager, KvUsage};
 use crate::optimizations::{Exactness, Optimization, Selection};
 use crate::request::{FinishReason, GeneratedToken, Request, RequestError, RequestId, RequestOutput, TokenId};
 use crate::runner::{ModelRunner, SequenceInput, StepInput};
-use crate::sampler;
+use crate::sampler::{self, Sampler};
 use crate::scheduler::{AdmissionPolicy, Batch, Scheduler, SchedulerConfig, SchedulerCounters};
 use crate::sequence::Sequence;
 use crate::text::{ChatTemplate, Tokenizer};
@@ -52,6 +52,8 @@ pub struct EngineParts {
     pub kv: Box<dyn KvCacheManager>,
     /// Decides who joins.
     pub admission: Box<dyn AdmissionPolicy>,
+    /// Draws tokens.
+    pub sampler: Box<dyn Sampler>,
     /// Bounds of a step.
     pub scheduler: SchedulerConfig,
     /// What was asked for.
@@ -69,6 +71,7 @@ pub struct Engine {
     info: ModelInfo,
     runner: Box<dyn ModelRunner>,
     kv: Box<dyn KvCacheManager>,
+    sampler: Box<dyn Sampler>,
     scheduler: Scheduler,
     selection: Selection,
     engagement: Engagement,
@@ -150,6 +153,7 @@ impl Engine {
             info: parts.info,
             runner: parts.runner,
             kv: parts.kv,
+            sampler: parts.sampler,
             scheduler: Scheduler::new(parts.scheduler, parts.admission),
             selection: parts.selection,
             engagement: Engagement::default(),
@@ -249,7 +253,7 @@ impl Engine {
             sequence.num_computed_tokens += scheduled.num_new_tokens;
             let prompt_logprobs = prompt_logprobs(sequence, part, &logits);
             let Some(row) = logits.get_mut(part.logits.end - 1) else { continue };
-            let sampled = sampler::sample(row, sequence, &self.info.eos_token_ids)
+            let sampled = sampler::sample(row, sequence, &self.info.eos_token_ids, self.sampler.as_mut())
                 .map_err(|_| EngineError::NotANumber { id: sequence.id })?;
             sequence.push(sampled.id, Instant::now());
             outputs.push(RequestOutput {
@@ -308,6 +312,7 @@ impl Engine {
         let requested = self.selection.contains(optimization);
         let count = match optimization {
             Optimization::ContinuousBatching if requested => self.scheduler.counters().num_joined_running_batch,
+            Optimization::FastSampler => self.sampler.num_engaged(),
             _ => self.engagement.count(optimization),
         };
         let reason = match (requested, count) {

@@ -36,7 +36,7 @@ pub mod optimizations;
 mod plan;
 mod request;
 pub mod runner;
-mod sampler;
+pub mod sampler;
 pub mod scheduler;
 mod sequence;
 pub mod text;
@@ -48,7 +48,7 @@ pub use error::EngineError;
 pub use generate::{Completion, CompletionDelta, CompletionStream};
 pub use loader::ModelSource;
 pub use optimizations::{Optimization, Selection, SelectionError};
-pub use plan::{KvLayout, Plan, SchedulerKind};
+pub use plan::{KvLayout, Plan, SamplerKind, SchedulerKind};
 pub use request::{
     FinishReason, GeneratedToken, MAX_LOGPROBS, Request, RequestError, RequestId, RequestOutput, RequestTimings,
     SamplingParams, TokenId, TokenLogprobs,

@@ -7,11 +7,14 @@ pub struct Plan {
     pub scheduler: SchedulerKind,
     /// How the KV cache is laid out.
     pub kv_layout: KvLayout,
+    /// How a token is drawn.
+    pub sampler: SamplerKind,
 }
 
 impl Plan {
     /// The plain choice everywhere.
-    pub const BASELINE: Self = Self { scheduler: SchedulerKind::StaticBatching, kv_layout: KvLayout::Contiguous };
+    pub const BASELINE: Self =
+        Self { scheduler: SchedulerKind::StaticBatching, kv_layout: KvLayout::Contiguous, sampler: SamplerKind::Sort };
 }
 
 /// Choices of the scheduler slot.
@@ -30,4 +33,13 @@ pub enum KvLayout {
     Contiguous,
     /// Blocks.
     Paged,
+}
+
+/// Choices of the sampler slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SamplerKind {
+    /// The whole vocabulary is sorted.
+    Sort,
+    /// Only tokens that can matter are sorted.
+    Candidates,
 }

@@ -117,6 +117,7 @@ impl Workload {
             runner: Box::new(Recorder { inner: runner, logits: logits.clone() }),
             kv: components.kv_manager,
             admission: components.admission,
+            sampler: components.sampler,
             scheduler: SchedulerConfig { max_num_seqs: 4, max_num_batched_tokens: 256 },
             selection: selection.clone(),
             tokenizer: Some(tokenizer.clone()),

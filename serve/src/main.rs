@@ -1,2 +1,87 @@
-//! Placeholder.
-fn main() {}
+//! `aisp-serve`: parses the command line, binds the port, loads the model, serves until told to stop.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use aisp_serve::args::Args;
+use aisp_serve::banner::banner;
+use aisp_serve::{App, ServeError, serve, threads};
+use anyhow::{Context, Result};
+use clap::Parser;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Mutex;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Err(error) = threads::ensure(args.threads) {
+        eprintln!("aisp-serve: could not start again with another number of threads: {error}");
+        return ExitCode::FAILURE;
+    }
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let result = tokio::runtime::Runtime::new().context("could not start the run-time").and_then(|runtime| {
+        let result = runtime.block_on(run(args));
+        // A step of the engine or a long prompt may still run; nobody waits for it.
+        runtime.shutdown_background();
+        result
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("aisp-serve: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> Result<()> {
+    let app = App::new(args.app()?)?;
+    let engine = args.engine()?;
+    let signals = Arc::new(Mutex::new(Signals::new()?));
+    // Before the model is loaded: a port in use shows at once, and probes get answers meanwhile.
+    let address = args.address();
+    let listener = TcpListener::bind(address).await.with_context(|| format!("could not listen on {address}"))?;
+    let address = listener.local_addr()?;
+    eprintln!("loading {}", args.model);
+    let stop = || {
+        let signals = Arc::clone(&signals);
+        async move { signals.lock().await.next().await }
+    };
+    let mut serving = std::pin::pin!(serve(listener, Arc::clone(&app), args.drain_timeout, stop));
+    tokio::select! {
+        loaded = app.load(move || engine.build()) => loaded?,
+        stopped = &mut serving => return Ok(stopped?),
+    }
+    if let Some(model) = app.model() {
+        let name = app.model_name(None).unwrap_or_default();
+        let text = banner(&model.info, &name, &model.engine.optimizations(), address, args.api_key.is_some());
+        print!("{text}");
+    }
+    match serving.await {
+        // A second signal is an order, not a fault to explain.
+        Err(ServeError::Interrupted) => std::process::exit(130),
+        stopped => Ok(stopped?),
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

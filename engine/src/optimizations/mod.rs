@@ -6,7 +6,7 @@ mod spec;
 pub use selection::{Selection, SelectionError};
 pub use spec::{Devices, Exactness, Saving, Slot, Spec};
 
-use crate::plan::{KvLayout, Plan, SchedulerKind};
+use crate::plan::{KvLayout, Plan, SamplerKind, SchedulerKind};
 
 /// A switch. Declaration order is application order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -15,11 +15,13 @@ pub enum Optimization {
     ContinuousBatching,
     /// The KV cache is handed out in blocks.
     PagedKv,
+    /// Tokens are drawn without sorting the vocabulary.
+    FastSampler,
 }
 
 impl Optimization {
     /// Every optimization, in application order.
-    pub const ALL: [Self; 2] = [Self::ContinuousBatching, Self::PagedKv];
+    pub const ALL: [Self; 3] = [Self::ContinuousBatching, Self::PagedKv, Self::FastSampler];
 
     /// Its entry in the registry.
     pub fn spec(self) -> Spec {
@@ -52,6 +54,20 @@ impl Optimization {
                 counts: "tokens stored in blocks",
                 source: "PagedAttention, arXiv 2309.06180",
             },
+            Self::FastSampler => Spec {
+                name: "fast-sampler",
+                summary: "a random draw sorts the few tokens that can matter instead of the vocabulary",
+                slot: Slot::Sampler,
+                baseline: "full sort",
+                saves: &[Saving::Time],
+                exactness: Exactness::SameTokens,
+                requires: &[],
+                conflicts: &[],
+                devices: Devices::All,
+                engages_when: "a request draws at a temperature above 0",
+                counts: "draws without a full sort",
+                source: "own",
+            },
         }
     }
 
@@ -70,6 +86,7 @@ impl Optimization {
         match self {
             Self::ContinuousBatching => plan.scheduler = SchedulerKind::ContinuousBatching,
             Self::PagedKv => plan.kv_layout = KvLayout::Paged,
+            Self::FastSampler => plan.sampler = SamplerKind::Candidates,
         }
     }
 

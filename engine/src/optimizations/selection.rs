@@ -170,16 +170,16 @@ mod tests {
     #[test]
     fn words_become_sets() {
         check("none", "none");
-        check("all", "continuous-batching,paged-kv");
-        check("exact", "continuous-batching,paged-kv");
+        check("all", "continuous-batching,paged-kv,fast-sampler");
+        check("exact", "continuous-batching,paged-kv,fast-sampler");
         check(" paged-kv , continuous-batching", "continuous-batching,paged-kv");
-        check("all,-paged-kv", "continuous-batching");
-        check("exact,-continuous-batching,-paged-kv", "none");
+        check("all,-paged-kv,-fast-sampler", "continuous-batching");
+        check("exact,-continuous-batching,-paged-kv,-fast-sampler", "none");
     }
 
     #[test]
     fn nonsense_is_explained() {
-        let list = "choose none, exact, all, or names out of: continuous-batching, paged-kv";
+        let list = "choose none, exact, all, or names out of: continuous-batching, paged-kv, fast-sampler";
         check("", &format!("no optimization named; {list}"));
         check("turbo", &format!("unknown optimization `turbo`; {list}"));
         check("all,-turbo", &format!("unknown optimization `turbo`; {list}"));

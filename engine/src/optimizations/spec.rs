@@ -40,6 +40,8 @@ pub enum Slot {
     Scheduler,
     /// How the KV cache is laid out.
     KvLayout,
+    /// How a token is drawn.
+    Sampler,
 }
 
 impl fmt::Display for Slot {
@@ -47,6 +49,7 @@ impl fmt::Display for Slot {
         f.write_str(match self {
             Self::Scheduler => "scheduler",
             Self::KvLayout => "KV layout",
+            Self::Sampler => "sampler",
         })
     }
 }

@@ -1,10 +1,12 @@
-//! From logits to a token. Runs on the host and sorts the vocabulary: the baseline.
+//! From logits to a token, on the host.
 //!
 //! Order: bias, penalties, bans, temperature, top-k, top-p, min-p, draw. Everything is a function of the logits, the
 //! sequence's own tokens and its seed, so an answer never depends on the batch.
 
 mod adjust;
-mod filter;
+mod draw;
+
+pub use draw::{CandidateSampler, Sampler, SortSampler};
 
 use crate::sequence::Sequence;
 use crate::{TokenId, TokenLogprobs};
@@ -25,7 +27,12 @@ pub struct NotANumber;
 /// Chooses the next token of a sequence; `logits [vocab_size]` are those after its last token and are scratch afterwards.
 ///
 /// Errors: a logit that is not a number.
-pub fn sample(logits: &mut [f32], sequence: &Sequence, eos_token_ids: &[TokenId]) -> Result<Sampled, NotANumber> {
+pub fn sample(
+    logits: &mut [f32],
+    sequence: &Sequence,
+    eos_token_ids: &[TokenId],
+    sampler: &mut dyn Sampler,
+) -> Result<Sampled, NotANumber> {
     if logits.iter().any(|logit| logit.is_nan()) {
         return Err(NotANumber);
     }
@@ -35,7 +42,7 @@ pub fn sample(logits: &mut [f32], sequence: &Sequence, eos_token_ids: &[TokenId]
     let id = if sequence.params.temperature == 0.0 {
         argmax(logits)
     } else {
-        filter::draw(logits, &sequence.params, uniform(sequence.seed, sequence.num_generated_tokens()))
+        sampler.draw(logits, &sequence.params, uniform(sequence.seed, sequence.num_generated_tokens()))
     };
     Ok(Sampled { id, logprobs: report.map(|report| report.of(id)) })
 }
@@ -76,7 +83,7 @@ impl LogprobReport {
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = logits.iter().map(|logit| f64::from(logit - max).exp()).sum();
         let log_sum = f64::from(max) + sum.ln();
-        let top = filter::top(logits, count);
+        let top = draw::top(logits, count);
         let top = top.into_iter().map(|id| (id, (f64::from(logits[id as usize]) - log_sum) as f32)).collect();
         Self { original: logits.to_vec(), log_sum, top }
     }

@@ -10,7 +10,7 @@ fn sequence(prompt: &[TokenId], generated: &[TokenId], params: SamplingParams) -
 }
 
 fn pick(logits: &[f32], params: SamplingParams) -> TokenId {
-    sample(&mut logits.to_vec(), &sequence(&[0], &[], params), &[]).expect("numbers").id
+    sample(&mut logits.to_vec(), &sequence(&[0], &[], params), &[], &mut SortSampler).expect("numbers").id
 }
 
 /// Shares of each token over many seeds.
@@ -65,7 +65,7 @@ fn the_same_seed_draws_the_same_and_positions_differ() {
     let logits = vec![0.0; 1000];
     let at = |seed, len: usize| {
         let params = SamplingParams { seed: Some(seed), ..Default::default() };
-        sample(&mut logits.clone(), &sequence(&[0], &vec![1; len], params), &[]).expect("numbers").id
+        sample(&mut logits.clone(), &sequence(&[0], &vec![1; len], params), &[], &mut SortSampler).expect("numbers").id
     };
     assert_eq!(at(7, 3), at(7, 3));
     assert_ne!(at(7, 3), at(7, 4));
@@ -91,7 +91,7 @@ fn penalties_and_bias_follow_their_formulas() {
 #[test]
 fn logprobs_are_the_models_own() {
     let params = SamplingParams { logprobs: Some(2), logit_bias: vec![(2, 50.0)], ..SamplingParams::greedy(1) };
-    let sampled = sample(&mut [3.0, 2.0, 1.0], &sequence(&[0], &[], params), &[]).expect("numbers");
+    let sampled = sample(&mut [3.0, 2.0, 1.0], &sequence(&[0], &[], params), &[], &mut SortSampler).expect("numbers");
     let expected = softmax(&[3.0, 2.0, 1.0], 1.0);
     assert_eq!(sampled.id, 2);
     let logprobs = sampled.logprobs.expect("asked for");
@@ -103,5 +103,8 @@ fn logprobs_are_the_models_own() {
 #[test]
 fn a_logit_that_is_no_number_is_an_error() {
     let mut logits = [0.0, f32::NAN];
-    assert_eq!(sample(&mut logits, &sequence(&[0], &[], SamplingParams::greedy(1)), &[]), Err(NotANumber));
+    assert_eq!(
+        sample(&mut logits, &sequence(&[0], &[], SamplingParams::greedy(1)), &[], &mut SortSampler),
+        Err(NotANumber)
+    );
 }

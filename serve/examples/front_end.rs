@@ -1,0 +1,161 @@
+//! What the front end costs: streamed tokens per second of CPU time through the real HTTP stack, with an engine whose
+//! steps compute nothing.
+//!
+//! `cargo run --release -p aisp-serve --example front_end -- [STREAMS] [TOKENS] [WORKERS]`
+//!
+//! The server is a process of its own, so its CPU time is its own. The thread that owns the engine is counted apart: it
+//! runs scheduler, sampler and mock runner, which are not the front end.
+
+use std::error::Error;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use aisp_serve::admission::AdmissionLimits;
+use aisp_serve::mock::MockEngine;
+use aisp_serve::{App, AppConfig, serve};
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.first().is_some_and(|arg| arg == "server") {
+        return server(number(&args, 1, 64)?, number(&args, 2, 1)?);
+    }
+    let (streams, tokens, workers) = (number(&args, 0, 64)?, number(&args, 1, 2000)?, number(&args, 2, 1)?);
+    let (mut child, address) = start(streams, workers)?;
+    let run = || -> Result<()> {
+        load(&address, streams, tokens / 10)?;
+        let before = CpuTimes::of(&child)?;
+        let started = Instant::now();
+        let events = load(&address, streams, tokens)?;
+        let wall = started.elapsed();
+        let used = CpuTimes::of(&child)?.since(&before);
+        report(streams, workers, events, wall, &used);
+        Ok(())
+    };
+    let result = run();
+    child.kill()?;
+    child.wait()?;
+    result
+}
+
+fn number(args: &[String], at: usize, default: usize) -> Result<usize> {
+    Ok(args.get(at).map(|arg| arg.parse()).transpose()?.unwrap_or(default))
+}
+
+fn report(streams: usize, workers: usize, events: usize, wall: Duration, used: &CpuTimes) {
+    let per_second = |seconds: f64| events as f64 / seconds;
+    println!("{streams} streams, {workers} worker threads, {events} tokens, each an event of its own");
+    println!("wall       {:7.2} s  {:9.0} tokens/s", wall.as_secs_f64(), per_second(wall.as_secs_f64()));
+    println!("front end  {:7.2} s  {:9.0} tokens/s a core", used.front_end, per_second(used.front_end));
+    println!("engine     {:7.2} s  {:9.0} tokens/s a core", used.engine, per_second(used.engine));
+}
+
+/// The server process: one engine thread, `workers` threads for everything else.
+fn server(streams: usize, workers: usize) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
+    runtime.block_on(async {
+        let admission =
+            AdmissionLimits { max_num_seqs: streams, max_num_queued_reqs: streams, max_num_queued_tokens: 1 << 20 };
+        let app = App::new(AppConfig { admission, ..AppConfig::default() })?;
+        let engine = MockEngine {
+            max_num_seqs: streams,
+            max_model_len: 1 << 16,
+            num_kv_slots: streams << 14,
+            ..MockEngine::default()
+        };
+        app.load(|| engine.build()).await?;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        println!("{}", listener.local_addr()?);
+        Ok(serve(listener, app, Duration::ZERO, std::future::pending).await?)
+    })
+}
+
+fn start(streams: usize, workers: usize) -> Result<(Child, String)> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["server", &streams.to_string(), &workers.to_string()]).stdout(Stdio::piped());
+    let mut child = command.spawn()?;
+    let stdout = child.stdout.take().ok_or("no standard output")?;
+    let mut address = String::new();
+    BufReader::new(stdout).read_line(&mut address)?;
+    Ok((child, address.trim().to_owned()))
+}
+
+/// Streams `tokens` tokens on each of `streams` connections and returns the number of events with a token.
+fn load(address: &str, streams: usize, tokens: usize) -> Result<usize> {
+    let clients: Vec<_> = (0..streams)
+        .map(|at| {
+            let address = address.to_owned();
+            std::thread::Builder::new().stack_size(128 << 10).spawn(move || client(&address, at, tokens))
+        })
+        .collect();
+    let mut events = 0;
+    for client in clients {
+        let count = client?.join().map_err(|_| "a client panicked")??;
+        assert_eq!(count, tokens + 1, "a stream lost events");
+        events += tokens;
+    }
+    Ok(events)
+}
+
+/// Reads one stream and counts its events, `[DONE]` included.
+fn client(address: &str, at: usize, tokens: usize) -> Result<usize> {
+    let json =
+        format!(r#"{{"prompt":"stream {at}","max_tokens":{tokens},"temperature":0,"ignore_eos":true,"stream":true}}"#);
+    let mut stream = TcpStream::connect(address)?;
+    write!(
+        stream,
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{json}",
+        json.len()
+    )?;
+    let mut buffer = vec![0; 64 << 10];
+    let (mut events, mut kept) = (0, 0);
+    loop {
+        let read = stream.read(&mut buffer[kept..])?;
+        if read == 0 {
+            return Ok(events);
+        }
+        let filled = kept + read;
+        events += count(&buffer[..filled]);
+        // What may be the beginning of the next mark stays.
+        kept = filled.min(MARK.len() - 1);
+        buffer.copy_within(filled - kept..filled, 0);
+    }
+}
+
+const MARK: &[u8] = b"data: ";
+
+/// Marks in the bytes; a mark that was kept whole would be counted twice, so less than one is kept.
+fn count(bytes: &[u8]) -> usize {
+    let starts = bytes.iter().enumerate().filter(|(_, byte)| **byte == MARK[0]);
+    starts.filter(|(at, _)| bytes[*at..].starts_with(MARK)).count()
+}
+
+/// CPU seconds of a process.
+struct CpuTimes {
+    front_end: f64,
+    engine: f64,
+}
+
+impl CpuTimes {
+    /// Sums the threads of a process. Linux counts in hundredths of a second.
+    fn of(child: &Child) -> Result<Self> {
+        let mut times = Self { front_end: 0.0, engine: 0.0 };
+        for task in std::fs::read_dir(format!("/proc/{}/task", child.id()))? {
+            let stat = std::fs::read_to_string(task?.path().join("stat"))?;
+            let (head, fields) = stat.rsplit_once(')').ok_or("no thread name")?;
+            let fields: Vec<&str> = fields.split_whitespace().collect();
+            let seconds = (fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / 100.0;
+            let is_engine = head.ends_with("aisp-engine");
+            *if is_engine { &mut times.engine } else { &mut times.front_end } += seconds;
+        }
+        Ok(times)
+    }
+
+    fn since(&self, before: &Self) -> Self {
+        Self { front_end: self.front_end - before.front_end, engine: self.engine - before.engine }
+    }
+}
