@@ -41,6 +41,18 @@ pub fn digits(value: f64) -> String {
     format!("{value:.decimals$}")
 }
 
+/// `value` as an axis shows it: no trailing zeros, thousands as k: `0.5`, `2`, `1.5k`.
+pub fn short(value: f64) -> String {
+    let (value, suffix) = match value.abs() {
+        v if v >= 1e9 => (value / 1e9, "G"),
+        v if v >= 1e6 => (value / 1e6, "M"),
+        v if v >= 1e4 => (value / 1e3, "k"),
+        _ => (value, ""),
+    };
+    let text = format!("{value:.3}");
+    format!("{}{suffix}", text.trim_end_matches('0').trim_end_matches('.'))
+}
+
 fn scaled(mut value: f64, step: f64, units: &[&str]) -> String {
     let mut at = 0;
     while value.abs() >= step && at + 1 < units.len() {
@@ -68,5 +80,7 @@ mod tests {
         assert_eq!(digits(1830.4), "1830");
         assert_eq!(digits(0.03125), "0.0312");
         assert_eq!(digits(f64::INFINITY), "inf");
+        let shorts = [0.0, 0.5, 2.0, 1500.0, 15_000.0, 2.5e6].map(short);
+        assert_eq!(shorts, ["0", "0.5", "2", "1500", "15k", "2.5M"]);
     }
 }

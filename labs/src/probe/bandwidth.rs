@@ -3,7 +3,7 @@
 use std::fmt;
 use std::hint::black_box;
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
 
 use super::caches::CacheSize;
@@ -16,8 +16,10 @@ pub const MEMORY: &str = "memory";
 const LEAST_MEMORY_SET: u64 = 256 << 20;
 /// Enough to stand out of the last cache, without filling small machines.
 const MOST_MEMORY_SET: u64 = 1 << 30;
-/// Words in flight: eight vectors of 64 bytes.
-const LANES: usize = 64;
+/// Vectors in flight.
+const IN_FLIGHT: usize = 8;
+/// Sets are whole multiples of this many words: the widest vectors in flight.
+const LANES: usize = 8 * IN_FLIGHT;
 
 /// Bandwidth of one level.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -104,18 +106,31 @@ pub fn measure(step: &Step) -> BandwidthRow {
 
 /// Combines all words with the widest vectors of this processor.
 fn read(arch: Arch, set: &[u64]) -> u64 {
-    arch.dispatch(
-        #[inline(always)]
-        || {
-            let mut lanes = [0u64; LANES];
-            for line in set.chunks_exact(LANES) {
-                for (lane, word) in lanes.iter_mut().zip(line) {
-                    *lane ^= word;
-                }
+    arch.dispatch(Xor { set })
+}
+
+/// Exclusive or of all words, in as many independent vectors as hide the latency of a load.
+struct Xor<'a> {
+    set: &'a [u64],
+}
+
+impl WithSimd for Xor<'_> {
+    type Output = u64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> u64 {
+        let (vectors, tail) = S::as_simd_u64s(self.set);
+        let mut lanes = [simd.splat_u64s(0); IN_FLIGHT];
+        let (groups, rest) = vectors.as_chunks::<IN_FLIGHT>();
+        for group in groups {
+            for (lane, vector) in lanes.iter_mut().zip(group) {
+                *lane = simd.xor_u64s(*lane, *vector);
             }
-            lanes.iter().fold(0, |all, lane| all ^ lane)
-        },
-    )
+        }
+        let all = lanes.iter().chain(rest).fold(simd.splat_u64s(0), |all, vector| simd.xor_u64s(all, *vector));
+        let words: &[u64] = bytemuck::cast_slice(std::slice::from_ref(&all));
+        words.iter().chain(tail).fold(0, |all, word| all ^ word)
+    }
 }
 
 #[cfg(test)]
@@ -142,8 +157,8 @@ mod tests {
 
     #[test]
     fn every_word_is_read() {
-        let mut set = vec![0u64; 4 * LANES];
-        for at in [0, 77, 4 * LANES - 1] {
+        let mut set = vec![0u64; 4 * LANES + 13];
+        for at in [0, 77, 4 * LANES - 1, 4 * LANES + 12] {
             set[at] = 1 << 40;
             assert_eq!(read(Arch::new(), &set), 1 << 40, "word {at}");
             set[at] = 0;
