@@ -124,7 +124,7 @@ fn row(arm: &ArmRecord, workload: &Workload, variant: Option<&VariantRecord>) ->
         speedup: variant.and_then(|variant| variant.speedup).filter(|_| !wrong),
         memory_savings: variant.and_then(|variant| variant.memory_savings).filter(|_| !wrong),
         not_engaged: idle.map(|idle| reason(&idle.name, idle.reason.as_deref())).collect(),
-        roofline_share: arm.roofline.and_then(|roofline| roofline.share),
+        roofline_share: arm.roofline.and_then(|roofline| roofline.share).filter(|_| !wrong),
     }
 }
 
@@ -180,6 +180,7 @@ pub(crate) mod samples {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::RooflineRecord;
 
     #[test]
     fn the_newest_run_of_a_workload_counts() {
@@ -200,8 +201,17 @@ mod tests {
     fn wrong_outputs_have_no_speed_and_no_rate() {
         let mut run = samples::run("r", &[("paged", 2.0, 50)]);
         samples::wrong(&mut run, 0);
+        run.labs[0].variants[0].arm.roofline = Some(RooflineRecord {
+            bytes: 1,
+            flops: 1,
+            gbytes_per_s: 1.0,
+            gflops_per_s: 1.0,
+            bound: None,
+            share: Some(0.9),
+        });
         let row = groups(&[run]).remove(0).rows.remove(1);
         assert_eq!((row.rate, row.speedup, row.median_s, row.latency_ms), (None, None, None, None));
+        assert_eq!(row.roofline_share, None, "a share of the roof is a speed too");
     }
 
     #[test]

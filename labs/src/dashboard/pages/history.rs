@@ -13,7 +13,13 @@ pub fn body(runs: &[RunRecord]) -> Html {
     html.raw("<section class=\"grid\">");
     for it in histories(runs) {
         html.raw("<figure class=\"panel\"><figcaption><b>").text(&it.arm).raw("</b> ").text(&it.lab);
-        html.raw("<small>").text(&it.device).raw("</small></figcaption>").add(&history(&it)).raw("</figure>");
+        html.raw("<small>")
+            .text(&it.device)
+            .raw(" · workload ")
+            .text(&it.workload)
+            .raw("</small></figcaption>")
+            .add(&history(&it))
+            .raw("</figure>");
     }
     html.raw("</section>");
     table(&mut html, runs);

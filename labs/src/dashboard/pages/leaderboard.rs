@@ -44,7 +44,8 @@ fn cards(html: &mut Html, runs: &[RunRecord]) {
 fn table(html: &mut Html, group: &Group, board: &Leaderboard<'_>) {
     html.raw("<section class=\"panel\">");
     let noise = group.noise.map_or("noise not taken".to_owned(), |noise| format!("noise ±{:.1} %", noise * 100.0));
-    super::origin(html, &group.lab, &group.device, &format!("{:?} · {noise} · run {}", group.goal, group.run_id));
+    let detail = format!("{:?} · {noise} · run {} · workload {}", group.goal, group.run_id, group.workload);
+    super::origin(html, &group.lab, &group.device, &detail);
     html.raw("<p class=\"summary\">").text(&group.summary).raw("</p>");
     if group.debug_build {
         html.raw("<p class=\"caution\">debug build: these figures mean nothing</p>");

@@ -7,7 +7,7 @@ use crate::units;
 
 const WIDTH: f64 = 340.0;
 const HEIGHT: f64 = 150.0;
-const LEFT: f64 = 40.0;
+const LEFT: f64 = 50.0;
 const RIGHT: f64 = 14.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 24.0;

@@ -63,7 +63,7 @@ pub fn interval(gain: Option<Ratio>, verdict: Option<Verdict>, scale: &IntervalS
         html.raw("<g").attribute("class", verdict_class(verdict)).raw(">");
         line(&mut html, "whisker", (scale.place(gain.low), middle), (scale.place(gain.high), middle));
         html.raw("<circle").attribute("cx", at(scale.place(gain.ratio))).attribute("cy", at(middle));
-        html.raw(" r=\"5\"/></g>");
+        html.raw(" r=\"4\"/></g>");
     }
     html.raw("</svg>");
     html

@@ -5,8 +5,8 @@ use super::{Html, at, label, line};
 use crate::analysis::pareto::{Frontier, Point};
 use crate::units;
 
-const WIDTH: f64 = 720.0;
-const HEIGHT: f64 = 320.0;
+const WIDTH: f64 = 1080.0;
+const HEIGHT: f64 = 330.0;
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 24.0;
 const TOP: f64 = 20.0;
@@ -77,8 +77,8 @@ fn dot(html: &mut Html, point: &Point, (x, y): (f64, f64), label_y: f64) {
     if (label_y - y).abs() > 8.0 {
         line(html, "leader", (x, y), (if left_side { x - 10.0 } else { x + 10.0 }, label_y));
     }
-    let (label_x, anchor) = if left_side { (x - 12.0, "end") } else { (x + 12.0, "start") };
-    label(html, "name", (label_x, label_y + 4.0), anchor, &point.arm);
+    let (label_x, anchor) = if left_side { (x - 10.0, "end") } else { (x + 10.0, "start") };
+    label(html, "name", (label_x, label_y - 4.0), anchor, &point.arm);
     html.raw("</g>");
 }
 
