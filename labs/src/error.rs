@@ -24,6 +24,26 @@ pub enum LabError {
     /// Figures that cannot be true, or a name that is not known.
     #[error("{0}")]
     Input(String),
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] aisp_engine::EngineError),
+    /// A tensor operation failed.
+    #[error("a tensor operation failed: {0}")]
+    Tensor(#[from] candle_core::Error),
+    /// A lab that cannot be measured.
+    #[error("lab {lab}: {message}")]
+    BadLab {
+        /// Its id.
+        lab: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A target that is no lab.
+    #[error("no lab matches `{target}`; `aisp bench list-targets` shows them")]
+    UnknownTarget {
+        /// What was asked for.
+        target: String,
+    },
     /// The system refused something that is not a file.
     #[error("{what}: {message}")]
     System {

@@ -1,64 +1,57 @@
-//! How far the run under way is: one small file that `aisp bench run` keeps and the dashboard follows.
+//! Who is told how far a run is. Bars go to standard error, so that output stays clean.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::cell::RefCell;
 
-use serde::{Deserialize, Serialize};
+use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::LabError;
+/// Follows a run.
+pub trait Progress {
+    /// A lab begins; it will take this many iterations.
+    fn lab_started(&self, id: &str, num_iterations: u64);
 
-/// Where a run is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Progress {
-    /// The run.
-    pub run_id: String,
-    /// The lab at work, `chapter:name`.
-    pub lab: String,
-    /// What it does: `set-up`, `warm-up`, `measuring paged`, ..
-    pub step: String,
-    /// Steps done of this run.
-    pub done: u64,
-    /// Steps of this run.
-    pub total: u64,
+    /// One of them is through.
+    fn iteration_done(&self);
+
+    /// The lab is through.
+    fn lab_finished(&self);
 }
 
-fn path(artifacts: &Path) -> PathBuf {
-    artifacts.join("progress.json")
+/// Tells nobody.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn lab_started(&self, _id: &str, _num_iterations: u64) {}
+
+    fn iteration_done(&self) {}
+
+    fn lab_finished(&self) {}
 }
 
-/// Tells where a run is. The file is replaced as a whole: a reader sees the old one or the new one.
-///
-/// Errors: a folder that cannot be written.
-pub fn write_progress(artifacts: &Path, progress: &Progress) -> Result<(), LabError> {
-    let (path, fresh) = (path(artifacts), artifacts.join("progress.json.new"));
-    crate::artifacts::write_json(&fresh, progress)?;
-    fs::rename(&fresh, &path).map_err(LabError::io(path))
+/// A bar a lab; nothing where standard error is no terminal.
+#[derive(Debug, Default)]
+pub struct Bars {
+    current: RefCell<Option<ProgressBar>>,
 }
 
-/// Tells that no run is under way.
-pub fn clear_progress(artifacts: &Path) {
-    // A file that is already gone is what was wanted.
-    let _ = fs::remove_file(path(artifacts));
-}
+impl Progress for Bars {
+    fn lab_started(&self, id: &str, num_iterations: u64) {
+        let bar = ProgressBar::new(num_iterations).with_message(id.to_owned());
+        if let Ok(style) = ProgressStyle::with_template("{msg:32} {bar:30} {pos}/{len} {eta}") {
+            bar.set_style(style);
+        }
+        *self.current.borrow_mut() = Some(bar);
+    }
 
-/// Where the run under way is; none when there is none.
-pub fn read_progress(artifacts: &Path) -> Option<Progress> {
-    crate::artifacts::read_json(&path(artifacts)).ok()
-}
+    fn iteration_done(&self) {
+        if let Some(bar) = &*self.current.borrow() {
+            bar.inc(1);
+        }
+    }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_told_is_read_until_it_is_cleared() {
-        let folder = tempfile::tempdir().unwrap();
-        assert_eq!(read_progress(folder.path()), None);
-        let progress = Progress { run_id: "r".into(), lab: "a:b".into(), step: "warm-up".into(), done: 1, total: 4 };
-        write_progress(folder.path(), &progress).unwrap();
-        assert_eq!(read_progress(folder.path()), Some(progress));
-        clear_progress(folder.path());
-        clear_progress(folder.path());
-        assert_eq!(read_progress(folder.path()), None);
+    fn lab_finished(&self) {
+        if let Some(bar) = self.current.borrow_mut().take() {
+            bar.finish_and_clear();
+        }
     }
 }

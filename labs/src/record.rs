@@ -158,9 +158,9 @@ pub struct MemoryRecord {
     /// Most resident memory of the process while the arm ran, the other arms' state included; none where the system
     /// does not say.
     pub peak_rss_bytes: Option<u64>,
-    /// Heap that the arm's set-up left allocated.
+    /// Most heap that set-up held on top of what was allocated before it.
     pub setup_allocated_bytes: u64,
-    /// Most heap that the arm held: what its set-up left and the peak of an iteration on top of it.
+    /// Most heap that an iteration held on top of what was allocated before it.
     pub peak_allocated_bytes: u64,
     /// What the lab itself says it kept reserved at its peak, for instance KV cache.
     pub reserved_bytes: Option<u64>,

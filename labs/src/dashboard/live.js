@@ -8,7 +8,7 @@ events.addEventListener("progress", (event) => {
   const share = now.total > 0 ? Math.min(1, now.done / now.total) : 0;
   box.dataset.state = "running";
   bar.value = share;
-  line.textContent = `${now.run_id} · ${now.lab} · ${now.step} · ${now.done} of ${now.total}`;
+  line.textContent = `${now.run_id} · ${now.lab} · ${now.done} of ${now.total}`;
 });
 events.addEventListener("idle", () => {
   if (box.dataset.state === "running") location.reload();

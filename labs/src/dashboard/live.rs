@@ -11,7 +11,7 @@ use axum::routing::get;
 use futures_util::{Stream, stream};
 
 use super::Dashboard;
-use crate::progress::{Progress, read_progress};
+use crate::live::{Live, read_live};
 
 /// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(400);
@@ -22,11 +22,11 @@ pub fn routes() -> Router<Dashboard> {
 }
 
 async fn live(State(dashboard): State<Dashboard>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let seen: Option<Option<Progress>> = None;
+    let seen: Option<Option<Live>> = None;
     let events = stream::unfold((dashboard, seen), |(dashboard, seen)| async move {
         loop {
             let artifacts = dashboard.artifacts.clone();
-            let now = tokio::task::spawn_blocking(move || read_progress(&artifacts)).await.ok().flatten();
+            let now = tokio::task::spawn_blocking(move || read_live(&artifacts)).await.ok().flatten();
             if seen.as_ref() != Some(&now) {
                 return Some((Ok(event(now.as_ref())), (dashboard, Some(now))));
             }
@@ -37,8 +37,8 @@ async fn live(State(dashboard): State<Dashboard>) -> Sse<impl Stream<Item = Resu
 }
 
 /// `progress` with the JSON of a run under way, `idle` when there is none.
-fn event(progress: Option<&Progress>) -> Event {
-    let data = progress.and_then(|progress| serde_json::to_string(progress).ok());
+fn event(live: Option<&Live>) -> Event {
+    let data = live.and_then(|live| serde_json::to_string(live).ok());
     match data {
         Some(data) => Event::default().event("progress").data(data),
         None => Event::default().event("idle").data("{}"),

@@ -11,6 +11,8 @@ use tower::ServiceExt;
 use super::router;
 use crate::analysis::rows::samples;
 use crate::artifacts::write_run;
+use crate::live::LiveFile;
+use crate::progress::{Progress, Silent};
 use crate::record::EngagedRecord;
 
 const HOSTILE: &str = "<script>alert('x')</script>\"&";
@@ -120,14 +122,8 @@ async fn no_runs_and_broken_runs_leave_a_page() {
 #[tokio::test]
 async fn progress_is_an_event() {
     let folder = folder();
-    let progress = crate::progress::Progress {
-        run_id: "third".into(),
-        lab: "ch13:kv_cache".into(),
-        step: "warm-up".into(),
-        done: 1,
-        total: 4,
-    };
-    crate::progress::write_progress(folder.path(), &progress).unwrap();
+    let live = LiveFile::new(folder.path(), "third", Silent);
+    live.lab_started("ch13:kv_cache", 4);
     let request = Request::get("/api/live").header("host", "localhost").body(Body::empty()).unwrap();
     let response = router(folder.path().to_owned()).oneshot(request).await.unwrap();
     let mut body = response.into_body();
@@ -135,7 +131,7 @@ async fn progress_is_an_event() {
         async || String::from_utf8(body.frame().await.unwrap().unwrap().into_data().unwrap().to_vec()).unwrap();
     let first = next().await;
     assert!(first.contains("event: progress") && first.contains("\"run_id\":\"third\""), "{first}");
-    crate::progress::clear_progress(folder.path());
+    drop(live);
     let second = next().await;
     assert!(second.contains("event: idle"), "{second}");
 }

@@ -1,0 +1,116 @@
+//! What a lab is: a baseline and its optimized arms over one frozen workload. Knows neither the order of measurement
+//! nor statistics; those are the harness's.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use aisp_engine::ModelSource;
+
+use crate::LabError;
+use crate::gate::{Outputs, Tolerance};
+use crate::record::{EngagedRecord, Goal, Workload};
+
+/// A pair (or more) of ways to do the same work. Implementing it and one line in [`crate::labs`] add a lab.
+pub trait Lab {
+    /// Name and purpose; costs nothing.
+    fn info(&self) -> LabInfo;
+
+    /// Draws the workload and makes the lab ready.
+    ///
+    /// Errors: a model or file that cannot be read.
+    fn prepare(&self, context: &LabContext) -> Result<Box<dyn Experiment>, LabError>;
+}
+
+/// A lab that is ready to run. Arm 0 is the baseline.
+pub trait Experiment {
+    /// What one iteration of any arm does.
+    fn workload(&self) -> Workload;
+
+    /// The arms, baseline first.
+    fn arms(&self) -> Vec<ArmSpec>;
+
+    /// Loads and builds what an arm needs before its first iteration.
+    ///
+    /// Errors: what stands in the way.
+    fn set_up(&mut self, arm: usize) -> Result<(), LabError>;
+
+    /// One iteration. Hashing inputs and collecting outputs are not part of the measured time.
+    ///
+    /// Errors: the arm failed; the lab ends.
+    fn run(&mut self, arm: usize) -> Result<Measured, LabError>;
+}
+
+/// Name and purpose of a lab.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LabInfo {
+    /// `chapter:name` or `area:name`.
+    pub id: String,
+    /// One line: what is compared.
+    pub summary: String,
+    /// Which figure decides.
+    pub goal: Goal,
+    /// For instance `informational`.
+    pub tags: Vec<String>,
+    /// How equal outputs must be, and why that is right.
+    pub tolerance: Tolerance,
+}
+
+/// What labs are prepared for.
+#[derive(Debug, Clone)]
+pub struct LabContext {
+    /// The model of labs that need one.
+    pub model: ModelSource,
+    /// Feeds every draw.
+    pub seed: u64,
+}
+
+/// One way to do the work.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ArmSpec {
+    /// Name within the lab.
+    pub name: String,
+    /// Switches that it asks for.
+    pub requested: Vec<String>,
+    /// Bytes that this arm moves, where they differ from the workload's.
+    pub bytes: Option<u64>,
+    /// Operations that this arm computes, where they differ from the workload's.
+    pub flops: Option<u64>,
+}
+
+impl ArmSpec {
+    /// An arm without switches.
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
+    }
+}
+
+/// One iteration.
+#[derive(Debug, Clone)]
+pub struct Measured {
+    /// By a monotonic clock, around the work alone.
+    pub duration: Duration,
+    /// Hash of the inputs that were really used; the harness holds it against the workload's.
+    pub inputs: String,
+    /// What came out of the timed run.
+    pub outputs: Outputs,
+    /// What became of the switches asked for.
+    pub engaged: Vec<EngagedRecord>,
+    /// What the arm kept reserved at its peak, for instance KV cache.
+    pub reserved_bytes: Option<u64>,
+    /// Figures of the lab's own, with the unit in the name.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+impl Measured {
+    /// Time and outputs, nothing else.
+    pub fn new(duration: Duration, inputs: impl Into<String>, outputs: Outputs) -> Self {
+        Self {
+            duration,
+            inputs: inputs.into(),
+            outputs,
+            engaged: Vec::new(),
+            reserved_bytes: None,
+            metrics: BTreeMap::new(),
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! `ch15:continuous_batching`: a batch that waits for its longest answer against one that refills at every step.
+
+use aisp_engine::optimizations::Exactness;
+use aisp_engine::{Optimization, Selection};
+
+use super::engine_experiment::{EngineArm, EngineExperiment, EngineSettings, scaled, tolerance};
+use super::requests::{Answers, RequestMix};
+use crate::LabError;
+use crate::lab::{Experiment, Lab, LabContext, LabInfo};
+use crate::record::Goal;
+
+/// The lab.
+#[derive(Debug, Clone, Copy)]
+pub struct ContinuousBatchingLab;
+
+/// One answer in eight is long: the rest of a static batch waits for it.
+fn few_long_answers(num_parameters: u64) -> RequestMix {
+    let full = RequestMix {
+        num_requests: 48,
+        max_prompt_tokens: 32,
+        max_answer_tokens: 96,
+        answers: Answers::FewLong,
+        arrivals_per_step: 48,
+    };
+    scaled(full, num_parameters)
+}
+
+impl Lab for ContinuousBatchingLab {
+    fn info(&self) -> LabInfo {
+        LabInfo {
+            id: "ch15:continuous_batching".into(),
+            summary: "requests join the running batch instead of waiting for all of it, few answers are long".into(),
+            goal: Goal::Throughput,
+            tags: vec!["engine".into()],
+            tolerance: tolerance(Exactness::SameTokens),
+        }
+    }
+
+    fn prepare(&self, context: &LabContext) -> Result<Box<dyn Experiment>, LabError> {
+        let of = |optimizations: &[Optimization]| {
+            Selection::of(optimizations.iter().copied()).map_err(|error| LabError::Engine(error.into()))
+        };
+        // Blocks in both arms: only the scheduler differs.
+        let arms = vec![
+            EngineArm { name: "static".into(), selection: of(&[Optimization::PagedKv])? },
+            EngineArm {
+                name: "continuous".into(),
+                selection: of(&[Optimization::PagedKv, Optimization::ContinuousBatching])?,
+            },
+        ];
+        let settings = EngineSettings { max_num_seqs: 8, ..EngineSettings::default() };
+        Ok(Box::new(EngineExperiment::new(context, few_long_answers, settings, arms)?))
+    }
+}

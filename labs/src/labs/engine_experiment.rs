@@ -1,0 +1,193 @@
+//! Arms that are engines: the engine that ships, in process, one selection of switches an arm.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use aisp_engine::optimizations::Exactness;
+use aisp_engine::{Engine, ModelSource, Optimization, Selection};
+
+use super::requests::{Answers, RequestMix, RequestSet, Served};
+use crate::gate::{Measure, Outputs, Tolerance};
+use crate::lab::{ArmSpec, Experiment, LabContext, Measured};
+use crate::record::{EngagedRecord, Workload};
+use crate::{LabError, stats};
+
+/// Models up to this size get the full workload; larger ones a part, so that an iteration takes seconds, not minutes.
+const SMALL_MODEL_PARAMETERS: u64 = 50_000_000;
+
+/// Bounds of the engines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineSettings {
+    /// Sequences in a step.
+    pub max_num_seqs: usize,
+    /// Tokens that prompt and answer may have together.
+    pub max_model_len: usize,
+    /// Tokens that the KV cache holds: scarce, as it is where it matters.
+    pub num_kv_tokens: usize,
+}
+
+impl Default for EngineSettings {
+    fn default() -> Self {
+        Self { max_num_seqs: 16, max_model_len: 256, num_kv_tokens: 1024 }
+    }
+}
+
+/// One arm.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineArm {
+    /// Name within the lab.
+    pub name: String,
+    /// Its switches.
+    pub selection: Selection,
+}
+
+/// Engines over one workload.
+pub struct EngineExperiment {
+    model: ModelSource,
+    requests: RequestSet,
+    settings: EngineSettings,
+    kv_cache_bytes: u64,
+    kv_bytes_per_token: u64,
+    arms: Vec<EngineArm>,
+    engines: Vec<Engine>,
+    fingerprint: String,
+}
+
+/// The lengths that chats and searches mix, scaled to the model.
+pub fn mixed_requests(num_parameters: u64) -> RequestMix {
+    let full = RequestMix {
+        num_requests: 32,
+        max_prompt_tokens: 90,
+        max_answer_tokens: 40,
+        answers: Answers::Even,
+        arrivals_per_step: 2,
+    };
+    scaled(full, num_parameters)
+}
+
+/// A quarter of the requests, with shorter prompts and answers, for models that are not small.
+pub fn scaled(mix: RequestMix, num_parameters: u64) -> RequestMix {
+    if num_parameters <= SMALL_MODEL_PARAMETERS {
+        return mix;
+    }
+    RequestMix {
+        num_requests: mix.num_requests.div_ceil(4),
+        max_prompt_tokens: mix.max_prompt_tokens.div_ceil(4),
+        max_answer_tokens: mix.max_answer_tokens.div_ceil(4),
+        ..mix
+    }
+}
+
+/// The gate that the loosest switch of an arm allows.
+pub fn tolerance(exactness: Exactness) -> Tolerance {
+    let logprobs =
+        |allowed, reason: &str| Tolerance { measure: Measure::MeanDifference, allowed, reason: reason.to_owned() };
+    match exactness {
+        Exactness::Bitwise | Exactness::SameTokens => Tolerance::exact("the greedy tokens of every request"),
+        Exactness::Tolerance => logprobs(5e-3, "log-probabilities of real text; sums in another order"),
+        Exactness::Lossy => logprobs(5e-2, "log-probabilities of real text; values of fewer bits"),
+    }
+}
+
+/// The loosest class among switches.
+pub fn loosest(selections: &[Selection]) -> Exactness {
+    let classes = selections.iter().flat_map(Selection::iter).map(|optimization| optimization.spec().exactness);
+    classes.max().unwrap_or(Exactness::Bitwise)
+}
+
+impl EngineExperiment {
+    /// Loads the model once to draw a workload for it.
+    ///
+    /// Errors: a model that cannot be loaded.
+    pub fn new(
+        context: &LabContext,
+        mix: fn(u64) -> RequestMix,
+        settings: EngineSettings,
+        arms: Vec<EngineArm>,
+    ) -> Result<Self, LabError> {
+        let probe = Engine::builder().model(context.model.clone()).optimizations(Selection::none());
+        let probe = probe.max_model_len(Some(settings.max_model_len)).max_num_seqs(1).build()?;
+        let info = probe.model_info();
+        let kv_bytes_per_token = info.kv_cache_bytes / info.num_kv_slots.max(1) as u64;
+        let mut requests = RequestSet::draw(mix(info.num_parameters), &probe, context.seed)?;
+        let selections: Vec<Selection> = arms.iter().map(|arm| arm.selection.clone()).collect();
+        requests.with_prompt_logprobs = !loosest(&selections).is_lossless();
+        Ok(Self {
+            fingerprint: requests.fingerprint(&context.model.to_string()),
+            model: context.model.clone(),
+            requests,
+            settings,
+            kv_cache_bytes: kv_bytes_per_token * settings.num_kv_tokens as u64,
+            kv_bytes_per_token,
+            arms,
+            engines: Vec::new(),
+        })
+    }
+}
+
+impl Experiment for EngineExperiment {
+    fn workload(&self) -> Workload {
+        self.requests.workload(&self.model.to_string())
+    }
+
+    fn arms(&self) -> Vec<ArmSpec> {
+        let requested = |arm: &EngineArm| arm.selection.iter().map(|o| o.name().to_owned()).collect();
+        self.arms.iter().map(|arm| ArmSpec { requested: requested(arm), ..ArmSpec::named(&arm.name) }).collect()
+    }
+
+    fn set_up(&mut self, arm: usize) -> Result<(), LabError> {
+        let engine = Engine::builder()
+            .model(self.model.clone())
+            .optimizations(self.arms[arm].selection.clone())
+            .max_num_seqs(self.settings.max_num_seqs)
+            .max_model_len(Some(self.settings.max_model_len))
+            .kv_cache_memory_bytes(Some(self.kv_cache_bytes))
+            .build()?;
+        self.engines.push(engine);
+        Ok(())
+    }
+
+    fn run(&mut self, arm: usize) -> Result<Measured, LabError> {
+        let engine = &mut self.engines[arm];
+        let before = engine.stats();
+        let started = Instant::now();
+        let served = self.requests.serve(engine)?;
+        let duration = started.elapsed();
+        let after = engine.stats();
+        let outputs = if self.requests.with_prompt_logprobs {
+            Outputs::Values(served.prompt_logprobs.clone())
+        } else {
+            Outputs::Tokens(served.answers.clone())
+        };
+        let mut measured = Measured::new(duration, self.fingerprint.clone(), outputs);
+        measured.engaged = engaged(engine, &self.arms[arm].selection);
+        measured.reserved_bytes = Some(after.kv.peak_reserved_tokens as u64 * self.kv_bytes_per_token);
+        measured.metrics = metrics(&served, duration.as_secs_f64());
+        let num_steps = (after.num_steps - before.num_steps) as f64;
+        measured.metrics.insert("num_steps".into(), num_steps);
+        let preemptions = after.scheduler.num_preemptions - before.scheduler.num_preemptions;
+        measured.metrics.insert("num_preemptions".into(), preemptions as f64);
+        Ok(measured)
+    }
+}
+
+fn engaged(engine: &Engine, selection: &Selection) -> Vec<EngagedRecord> {
+    let statuses = engine.optimizations().into_iter();
+    let asked = statuses.filter(|s| Optimization::by_name(s.name).is_some_and(|o| selection.contains(o)));
+    let record = |status: aisp_engine::OptimizationStatus| EngagedRecord {
+        name: status.name.to_owned(),
+        engaged: status.engaged,
+        count: status.count,
+        counts: status.counts.to_owned(),
+        reason: status.reason,
+    };
+    asked.map(record).collect()
+}
+
+fn metrics(served: &Served, seconds: f64) -> BTreeMap<String, f64> {
+    let output_tokens: usize = served.answers.iter().map(Vec::len).sum();
+    let medians = [("ttft_p50_ms", &served.ttft_s), ("tpot_p50_ms", &served.tpot_s)];
+    let medians = medians.into_iter().filter_map(|(name, of)| Some((name.to_owned(), stats::median(of)? * 1e3)));
+    let rate = ("output_tokens_per_s".to_owned(), output_tokens as f64 / seconds);
+    medians.chain([rate]).collect()
+}

@@ -1,0 +1,200 @@
+//! Frozen requests for the engine: real text cut to mixed lengths, arriving while others run.
+
+use aisp_engine::{Engine, Request, RequestOutput, SamplingParams, TokenId};
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+use crate::LabError;
+use crate::fingerprint::Fingerprint;
+use crate::record::Workload;
+
+/// Prompts are cut from this text.
+pub const TEXT: &str = include_str!("../../../engine/tests/data/english.txt");
+
+/// How many requests, and of what lengths.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RequestMix {
+    /// Requests.
+    pub num_requests: usize,
+    /// Longest prompt; lengths are even between 1 and this.
+    pub max_prompt_tokens: usize,
+    /// Longest answer.
+    pub max_answer_tokens: usize,
+    /// How many answers are long.
+    pub answers: Answers,
+    /// Requests that arrive before each step of the engine.
+    pub arrivals_per_step: usize,
+}
+
+/// How the lengths of answers are spread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answers {
+    /// Even between 1 and the longest.
+    Even,
+    /// One in eight is the longest, the rest are an eighth of it.
+    FewLong,
+}
+
+/// One request of the workload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedRequest {
+    /// Tokens of the prompt.
+    pub prompt: Vec<TokenId>,
+    /// Tokens of the answer: all are generated, whatever they are.
+    pub num_answer_tokens: usize,
+}
+
+/// The whole workload.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RequestSet {
+    /// In order of arrival.
+    pub requests: Vec<PlannedRequest>,
+    mix: RequestMix,
+    /// Whether the probabilities of the prompts' tokens are asked for.
+    pub with_prompt_logprobs: bool,
+}
+
+/// What became of a workload.
+#[derive(Debug, Clone, Default)]
+pub struct Served {
+    /// Tokens of each answer.
+    pub answers: Vec<Vec<TokenId>>,
+    /// Log-probabilities of the prompts' tokens, if asked for.
+    pub prompt_logprobs: Vec<f32>,
+    /// From arrival to first token.
+    pub ttft_s: Vec<f64>,
+    /// Between the tokens of an answer, on the mean.
+    pub tpot_s: Vec<f64>,
+}
+
+impl RequestSet {
+    /// Draws a workload for an engine's vocabulary.
+    ///
+    /// Errors: a tokenizer that fails.
+    pub fn draw(mix: RequestMix, engine: &Engine, seed: u64) -> Result<Self, LabError> {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let vocab_size = engine.model_info().vocab_size as u32;
+        let text = match engine.tokenizer() {
+            Some(tokenizer) => tokenizer.encode(TEXT, false).map_err(aisp_engine::EngineError::from)?,
+            None => (0..512).map(|_| rng.random_range(0..vocab_size)).collect(),
+        };
+        let requests = (0..mix.num_requests).map(|at| {
+            let num_prompt_tokens = rng.random_range(1..=mix.max_prompt_tokens.min(text.len() - 1));
+            let start = rng.random_range(0..text.len() - num_prompt_tokens);
+            let num_answer_tokens = match mix.answers {
+                Answers::Even => rng.random_range(1..=mix.max_answer_tokens),
+                Answers::FewLong if at % 8 == 0 => mix.max_answer_tokens,
+                Answers::FewLong => mix.max_answer_tokens.div_ceil(8),
+            };
+            PlannedRequest { prompt: text[start..start + num_prompt_tokens].to_vec(), num_answer_tokens }
+        });
+        Ok(Self { requests: requests.collect(), mix, with_prompt_logprobs: false })
+    }
+
+    /// What one pass over it is.
+    pub fn workload(&self, model: &str) -> Workload {
+        let tokens: usize = self.requests.iter().map(|r| r.prompt.len() + r.num_answer_tokens).sum();
+        let mix = &self.mix;
+        let description = format!(
+            "{model}: {} requests, {} a step, prompts up to {} and answers up to {} tokens",
+            mix.num_requests, mix.arrivals_per_step, mix.max_prompt_tokens, mix.max_answer_tokens
+        );
+        Workload {
+            description,
+            fingerprint: self.fingerprint(model),
+            requests: Some(self.requests.len() as u64),
+            tokens: Some(tokens as u64),
+            bytes: None,
+            flops: None,
+        }
+    }
+
+    /// Hash of everything that an arm gets.
+    pub fn fingerprint(&self, model: &str) -> String {
+        let mut hash = Fingerprint::default();
+        hash.add(model.as_bytes());
+        hash.add_u32(&[self.mix.arrivals_per_step as u32, u32::from(self.with_prompt_logprobs)]);
+        for request in &self.requests {
+            hash.add_u32(&request.prompt).add_u32(&[request.num_answer_tokens as u32]);
+        }
+        hash.finish()
+    }
+
+    /// Sends all requests through an engine, greedily, and takes all answers.
+    ///
+    /// Errors: the engine refused a request or failed.
+    pub fn serve(&self, engine: &mut Engine) -> Result<Served, LabError> {
+        let mut served = Served { answers: vec![Vec::new(); self.requests.len()], ..Served::default() };
+        let mut prompt_logprobs = vec![Vec::new(); self.requests.len()];
+        let mut first_id = None;
+        let mut waiting = self.requests.iter();
+        while waiting.len() > 0 || engine.has_unfinished() {
+            for planned in waiting.by_ref().take(self.mix.arrivals_per_step) {
+                let params = SamplingParams {
+                    ignore_eos: true,
+                    prompt_logprobs: self.with_prompt_logprobs.then_some(0),
+                    ..SamplingParams::greedy(planned.num_answer_tokens)
+                };
+                let request = Request::new(planned.prompt.clone(), params);
+                let id = engine.add_request(request).map_err(aisp_engine::EngineError::from)?;
+                first_id.get_or_insert(id.0);
+            }
+            for output in engine.step()? {
+                let at = (output.id.0 - first_id.unwrap_or(0)) as usize;
+                served.answers[at].extend(output.tokens.iter().map(|token| token.id));
+                if let Some(rows) = &output.prompt_logprobs {
+                    prompt_logprobs[at] = rows.iter().map(|row| row.logprob).collect();
+                }
+                served.time(&output);
+            }
+        }
+        served.prompt_logprobs = prompt_logprobs.concat();
+        Ok(served)
+    }
+}
+
+impl Served {
+    fn time(&mut self, output: &RequestOutput) {
+        let timings = &output.timings;
+        if let (Some(_), Some(first), Some(last)) = (output.finish, timings.first_token, timings.last_token) {
+            self.ttft_s.push((first - timings.arrival).as_secs_f64());
+            if timings.num_generated_tokens > 1 {
+                self.tpot_s.push((last - first).as_secs_f64() / (timings.num_generated_tokens - 1) as f64);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aisp_engine::Selection;
+
+    use super::*;
+
+    #[test]
+    fn the_same_seed_draws_the_same_work_and_every_token_is_served() {
+        let mix = RequestMix {
+            num_requests: 9,
+            max_prompt_tokens: 20,
+            max_answer_tokens: 16,
+            answers: Answers::FewLong,
+            arrivals_per_step: 2,
+        };
+        let mut engine = Engine::builder().optimizations(Selection::all()).max_num_seqs(4).build().unwrap();
+        let mut set = RequestSet::draw(mix, &engine, 3).unwrap();
+        assert_eq!(set, RequestSet::draw(mix, &engine, 3).unwrap());
+        assert_ne!(set.fingerprint("m"), RequestSet::draw(mix, &engine, 4).unwrap().fingerprint("m"));
+        let served = set.serve(&mut engine).unwrap();
+        let wanted: Vec<usize> = set.requests.iter().map(|request| request.num_answer_tokens).collect();
+        assert_eq!(served.answers.iter().map(Vec::len).collect::<Vec<_>>(), wanted);
+        assert_eq!(wanted.iter().filter(|&&tokens| tokens == 16).count(), 2);
+        assert_eq!(served.ttft_s.len(), 9);
+        // A second pass through the same engine gives the same, with probabilities of all but each first token.
+        set.with_prompt_logprobs = true;
+        let again = set.serve(&mut engine).unwrap();
+        assert_eq!(again.answers, served.answers);
+        let num_prompt_tokens: usize = set.requests.iter().map(|request| request.prompt.len() - 1).sum();
+        assert_eq!(again.prompt_logprobs.len(), num_prompt_tokens);
+    }
+}

@@ -1,0 +1,47 @@
+//! A lab for every switch in the registry, generated: its prerequisites alone against the same with it.
+
+use aisp_engine::optimizations::Saving;
+use aisp_engine::{Optimization, Selection};
+
+use super::engine_experiment::{EngineArm, EngineExperiment, EngineSettings, mixed_requests, tolerance};
+use crate::LabError;
+use crate::lab::{Experiment, Lab, LabContext, LabInfo};
+use crate::record::Goal;
+
+/// The lab of one switch.
+#[derive(Debug, Clone, Copy)]
+pub struct SwitchLab(pub Optimization);
+
+impl SwitchLab {
+    /// The switch without and with it.
+    fn arms(self) -> Result<Vec<EngineArm>, LabError> {
+        let spec = self.0.spec();
+        let of = |with: Option<Optimization>| {
+            let selection = Selection::of(spec.requires.iter().copied().chain(with));
+            selection.map_err(|error| LabError::Engine(error.into()))
+        };
+        let (without, with) = (of(None)?, of(Some(self.0))?);
+        Ok(vec![
+            EngineArm { name: without.to_string(), selection: without },
+            EngineArm { name: spec.name.to_owned(), selection: with },
+        ])
+    }
+}
+
+impl Lab for SwitchLab {
+    fn info(&self) -> LabInfo {
+        let spec = self.0.spec();
+        LabInfo {
+            id: format!("switch:{}", spec.name),
+            summary: format!("{} instead of {}: {}", spec.name, spec.baseline, spec.summary),
+            goal: if spec.saves.contains(&Saving::Time) { Goal::Throughput } else { Goal::Memory },
+            tags: vec![spec.slot.to_string()],
+            tolerance: tolerance(spec.exactness),
+        }
+    }
+
+    fn prepare(&self, context: &LabContext) -> Result<Box<dyn Experiment>, LabError> {
+        let experiment = EngineExperiment::new(context, mixed_requests, EngineSettings::default(), self.arms()?)?;
+        Ok(Box::new(experiment))
+    }
+}
