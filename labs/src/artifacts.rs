@@ -24,6 +24,11 @@ pub fn ceilings_path(artifacts: &Path, device: &str) -> PathBuf {
     artifacts.join(format!("ceilings-{device}.json"))
 }
 
+/// Where `aisp tools probe-hw` leaves all that it measured of a device.
+pub fn probe_path(artifacts: &Path, device: &str) -> PathBuf {
+    artifacts.join(format!("probe-{device}.json"))
+}
+
 /// The ceilings of a device; none until they are measured.
 ///
 /// Errors: a file that is there but cannot be read.
@@ -90,6 +95,29 @@ pub fn list_runs(artifacts: &Path) -> Result<Vec<Manifest>, LabError> {
     Ok(manifests)
 }
 
+/// All runs, newest first, and what could not be read: a file with its reason each.
+///
+/// Errors: a folder that cannot be listed.
+pub fn read_all(artifacts: &Path) -> Result<(Vec<RunRecord>, Vec<String>), LabError> {
+    let mut runs = Vec::new();
+    let mut unreadable = Vec::new();
+    if !artifacts.exists() {
+        return Ok((runs, unreadable));
+    }
+    for entry in fs::read_dir(artifacts).map_err(LabError::io(artifacts))?.flatten() {
+        let path = entry.path().join("results.json");
+        if path.exists() {
+            match read_run(artifacts, &path.display().to_string()) {
+                Ok(run) => runs.push(run),
+                Err(error) => unreadable.push(error.to_string()),
+            }
+        }
+    }
+    runs.sort_by(|a, b| (&b.manifest.date, &b.manifest.run_id).cmp(&(&a.manifest.date, &a.manifest.run_id)));
+    unreadable.sort();
+    Ok((runs, unreadable))
+}
+
 /// Reads a JSON file.
 ///
 /// Errors: missing, or not of this type.
@@ -121,6 +149,7 @@ mod tests {
         for name in ["r1", dir.to_str().unwrap(), dir.join("results.json").to_str().unwrap()] {
             assert_eq!(read_run(folder.path(), name).unwrap(), run, "{name}");
         }
+        assert_eq!(read_all(folder.path()).unwrap(), (vec![run.clone()], Vec::new()));
         assert_eq!(list_runs(folder.path()).unwrap(), [run.manifest]);
         let samples: serde_json::Value = read_json(&dir.join("samples.json")).unwrap();
         assert_eq!(samples["ch13:kv_cache"]["variants"]["paged"], json!([1.0, 1.0, 1.0]));
@@ -135,5 +164,7 @@ mod tests {
         let error = read_run(folder.path(), "r1").unwrap_err().to_string();
         assert!(error.contains("layout 1 expected, found 99"), "{error}");
         assert!(read_run(folder.path(), "r2").is_err());
+        let (runs, unreadable) = read_all(folder.path()).unwrap();
+        assert_eq!((runs.len(), unreadable.len()), (0, 1));
     }
 }

@@ -21,6 +21,9 @@ pub enum LabError {
         /// What is wrong with it.
         message: String,
     },
+    /// Figures that cannot be true, or a name that is not known.
+    #[error("{0}")]
+    Input(String),
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] aisp_engine::EngineError),

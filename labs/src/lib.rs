@@ -4,9 +4,11 @@
 //! read it.
 #![forbid(unsafe_code)]
 
+pub mod analysis;
 pub mod artifacts;
 pub mod cli;
 pub mod comparison;
+pub mod dashboard;
 mod error;
 pub mod expectations;
 pub mod fingerprint;
@@ -14,8 +16,10 @@ pub mod gate;
 pub mod harness;
 pub mod lab;
 pub mod labs;
+pub mod live;
 pub mod machine;
 pub mod memory;
+pub mod probe;
 pub mod progress;
 pub mod record;
 pub mod report;
@@ -24,5 +28,8 @@ pub mod stacking;
 pub mod stacking_plot;
 pub mod stats;
 pub mod stop;
+mod table;
+pub mod tools;
+mod units;
 
 pub use error::LabError;

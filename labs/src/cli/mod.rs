@@ -1,6 +1,8 @@
 //! The command line: one file a verb. A verb parses, calls the library and prints; it decides nothing.
 
 mod bench;
+mod dashboard;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -21,6 +23,10 @@ enum Command {
     /// Baseline/optimized pairs: run them, compare runs
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// The stored runs as pages, on this machine only
+    Dashboard(dashboard::DashboardArgs),
+    /// Calculators, and the probe of this machine
+    Tools(tools::Tools),
 }
 
 impl Cli {
@@ -31,6 +37,8 @@ impl Cli {
     pub fn run(self) -> Result<ExitCode, LabError> {
         match self.command {
             Command::Bench(bench) => bench.run(),
+            Command::Dashboard(dashboard) => dashboard.run(),
+            Command::Tools(tools) => tools.run(),
         }
     }
 }

@@ -1,10 +1,18 @@
 //! `aisp bench`: the verbs around baseline/optimized pairs.
 
+mod analysis;
+mod analyze;
 mod compare;
+mod cost;
+mod export;
 mod list_targets;
+mod power;
+mod report;
 mod run;
+mod scaling;
 mod stacking;
 mod verify;
+mod whatif;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,6 +36,21 @@ pub enum Bench {
     Verify(verify::Verify),
     /// Measure which switches combine, which fight and which are wrong
     Stacking(stacking::Stacking),
+    /// Leaderboards, Pareto frontier, trade-offs and advice from all runs
+    Analyze(analyze::Analyze),
+    /// Which rows would do under limits of memory, latency and throughput
+    #[command(name = "whatif")]
+    WhatIf(whatif::WhatIf),
+    /// Dollars per million tokens, idle time paid
+    Cost(cost::Cost),
+    /// What the processor draws now
+    Power(power::PowerArgs),
+    /// How time grows with size: fitted exponents
+    Scaling(scaling::Scaling),
+    /// The findings of all runs as Markdown
+    Report(report::Report),
+    /// All rows as CSV or JSON
+    Export(export::Export),
 }
 
 /// Where runs lie.
@@ -74,6 +97,13 @@ impl Bench {
             Self::Compare(compare) => compare.run(),
             Self::Verify(verify) => verify.run(),
             Self::Stacking(stacking) => stacking.run(),
+            Self::Analyze(analyze) => analyze.run(),
+            Self::WhatIf(whatif) => whatif.run(),
+            Self::Cost(cost) => cost.run(),
+            Self::Power(power) => power.run(),
+            Self::Scaling(scaling) => scaling.run(),
+            Self::Report(report) => report.run(),
+            Self::Export(export) => export.run(),
         }
     }
 }

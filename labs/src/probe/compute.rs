@@ -1,0 +1,147 @@
+//! Peak arithmetic: chains of fused multiply-adds that never leave the registers, and the matrix products of candle.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use candle_core::{DType, Device, Tensor};
+use pulp::{Arch, Simd, WithSimd};
+use serde::{Deserialize, Serialize};
+
+use super::timing::{Reading, rate};
+
+/// Kind of the rows that are ceilings.
+pub const FMA: &str = "fma";
+/// Kind of the rows that show what a library reaches.
+const MATMUL: &str = "matmul";
+/// Calls of `progress` that [`measure`] makes.
+pub const NUM_STEPS: usize = 2 + MATMUL_DTYPES.len();
+const MATMUL_DTYPES: [(DType, &str); 3] = [(DType::F32, "f32"), (DType::F16, "f16"), (DType::BF16, "bf16")];
+/// Rows, columns and depth of the matrix product.
+const MATMUL_SIZE: usize = 768;
+/// A product slower than this is not repeated.
+const SLOW: Duration = Duration::from_millis(800);
+/// Multiply-adds in flight: more than latency times issue width of any current core, few enough for 16 registers.
+const CHAINS: usize = 12;
+const FMA_STEPS_PER_PASS: u32 = 10_000;
+
+/// Arithmetic of one kind.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ComputeRow {
+    /// `fma`: a ceiling. `matmul`: what candle reaches under it.
+    pub kind: String,
+    /// Number format.
+    pub dtype: String,
+    /// Threads at work.
+    pub threads: usize,
+    /// 10^9 operations a second over all threads; a multiply-add is two.
+    pub gflops_per_s: Reading,
+}
+
+/// Measures all rows; the second list holds what this machine or candle cannot do, with the reason.
+pub fn measure(cores: usize, mut progress: impl FnMut(&str, usize)) -> (Vec<ComputeRow>, Vec<String>) {
+    let mut rows = Vec::new();
+    let mut unavailable = Vec::new();
+    let mut thread_counts = vec![1, cores.max(1)];
+    thread_counts.dedup();
+    for (at, threads) in thread_counts.into_iter().enumerate() {
+        progress(&format!("f32 multiply-adds, {threads} thread(s)"), at);
+        rows.push(fma(threads));
+    }
+    for (at, (dtype, name)) in MATMUL_DTYPES.into_iter().enumerate() {
+        progress(&format!("{name} matrix product"), 2 + at);
+        match matmul(dtype) {
+            Ok(gflops_per_s) => {
+                rows.push(ComputeRow { kind: MATMUL.into(), dtype: name.into(), threads: cores, gflops_per_s });
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                unavailable.push(format!("{name} matmul: {}", reason.lines().next().unwrap_or("refused")));
+            }
+        }
+    }
+    unavailable.push("peak of bf16 and int8 dot instructions: they cannot be reached without unsafe code".to_owned());
+    (rows, unavailable)
+}
+
+/// Widest vectors that the loops of the probe run with.
+pub fn vector_instructions() -> String {
+    match Arch::new() {
+        #[cfg(target_arch = "x86_64")]
+        Arch::V4(_) => "AVX-512".to_owned(),
+        #[cfg(target_arch = "x86_64")]
+        Arch::V3(_) => "AVX2 + FMA".to_owned(),
+        #[cfg(target_arch = "aarch64")]
+        Arch::Neon(_) => "NEON".to_owned(),
+        _ => "baseline".to_owned(),
+    }
+}
+
+fn fma(threads: usize) -> ComputeRow {
+    let arch = Arch::new();
+    let flops_per_pass = arch.dispatch(FmaChains { steps: 1 }).0 * f64::from(FMA_STEPS_PER_PASS);
+    let pass = |(): &mut ()| {
+        black_box(arch.dispatch(FmaChains { steps: black_box(FMA_STEPS_PER_PASS) }));
+    };
+    let gflops_per_s = rate(threads, flops_per_pass / 1e9, || (), pass);
+    ComputeRow { kind: FMA.into(), dtype: "f32".into(), threads, gflops_per_s }
+}
+
+/// Independent chains of `x = x * a + b`; gives the operations done and a sum that keeps them alive.
+struct FmaChains {
+    steps: u32,
+}
+
+impl WithSimd for FmaChains {
+    type Output = (f64, f32);
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> Self::Output {
+        let (a, b) = (simd.splat_f32s(black_box(0.999)), simd.splat_f32s(black_box(0.001)));
+        let mut chains = [simd.splat_f32s(black_box(1.0)); CHAINS];
+        for _ in 0..self.steps {
+            for chain in &mut chains {
+                *chain = simd.mul_add_e_f32s(*chain, a, b);
+            }
+        }
+        let sum = chains.into_iter().map(|chain| simd.reduce_sum_f32s(chain)).sum();
+        (2.0 * (S::F32_LANES * CHAINS) as f64 * f64::from(self.steps), sum)
+    }
+}
+
+/// Matrix product on all cores, as candle does it.
+fn matmul(dtype: DType) -> candle_core::Result<Reading> {
+    let matrix = |seed: f64| {
+        let values = Tensor::arange(0f32, (MATMUL_SIZE * MATMUL_SIZE) as f32, &Device::Cpu)?;
+        (values * seed)?.sin()?.reshape((MATMUL_SIZE, MATMUL_SIZE))?.to_dtype(dtype)
+    };
+    let (a, b) = (matrix(0.7)?, matrix(1.3)?);
+    let start = std::time::Instant::now();
+    black_box(a.matmul(&b)?);
+    let gflops = 2.0 * (MATMUL_SIZE as f64).powi(3) / 1e9;
+    let first = start.elapsed();
+    if first > SLOW {
+        return Ok(Reading::of(gflops, &[first.as_secs_f64()]));
+    }
+    Ok(rate(
+        1,
+        gflops,
+        || (),
+        |()| {
+            black_box(a.matmul(&b).ok());
+        },
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chains_count_what_they_do() {
+        let (flops, sum) = Arch::new().dispatch(FmaChains { steps: 1 });
+        let lanes = flops / 2.0 / CHAINS as f64;
+        assert!([1.0, 4.0, 8.0, 16.0].contains(&lanes), "{lanes} lanes");
+        // Every lane of every chain went from 1 to 1 * 0.999 + 0.001.
+        assert!((f64::from(sum) - lanes * CHAINS as f64).abs() < 1e-3, "{sum}");
+    }
+}
