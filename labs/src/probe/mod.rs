@@ -8,6 +8,7 @@ mod machine;
 mod report;
 mod timing;
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -84,18 +85,23 @@ pub fn probe(machine: ProbedMachine, mut progress: impl FnMut(&str, f64)) -> Har
 }
 
 impl HardwareProbe {
-    /// The ceilings that roofline shares are taken of: memory beyond the caches and peak arithmetic, all cores.
+    /// The ceilings that roofline shares are taken of: memory beyond the caches and peak arithmetic, the best of any
+    /// number of threads. All cores together cannot be slower than one, unless other work took them.
     pub fn ceilings(&self) -> Ceilings {
-        let dram = self.bandwidth.iter().filter(|row| row.level == bandwidth::MEMORY);
-        let all_cores = dram.max_by_key(|row| row.threads);
-        let peaks = self.compute.iter().filter(|row| row.kind == compute::FMA && row.threads == self.cores);
+        let memory = || self.bandwidth.iter().filter(|row| row.level == bandwidth::MEMORY);
+        let most = |figures: &mut dyn Iterator<Item = f64>| figures.fold(0.0, f64::max);
+        let mut peak_gflops_per_s = BTreeMap::new();
+        for row in self.compute.iter().filter(|row| row.kind == compute::FMA) {
+            let peak = peak_gflops_per_s.entry(row.dtype.clone()).or_insert(0.0f64);
+            *peak = peak.max(row.gflops_per_s.best);
+        }
         Ceilings {
             device: self.device.clone(),
             host: self.host.clone(),
             date: self.date.clone(),
-            read_gbytes_per_s: all_cores.map_or(0.0, |row| row.read_gbytes_per_s.best),
-            copy_gbytes_per_s: all_cores.map_or(0.0, |row| row.copy_gbytes_per_s.best),
-            peak_gflops_per_s: peaks.map(|row| (row.dtype.clone(), row.gflops_per_s.best)).collect(),
+            read_gbytes_per_s: most(&mut memory().map(|row| row.read_gbytes_per_s.best)),
+            copy_gbytes_per_s: most(&mut memory().map(|row| row.copy_gbytes_per_s.best)),
+            peak_gflops_per_s,
         }
     }
 }
@@ -118,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn ceilings_are_memory_and_peak_of_all_cores() {
+    fn ceilings_are_the_best_of_memory_and_of_arithmetic() {
         let probe = HardwareProbe {
             device: "cpu-test".into(),
             host: "here".into(),
@@ -144,6 +150,9 @@ mod tests {
         let ceilings = probe.ceilings();
         assert_eq!((ceilings.read_gbytes_per_s, ceilings.copy_gbytes_per_s), (31.0, 24.8));
         assert_eq!(ceilings.peak_gflops_per_s.into_iter().collect::<Vec<_>>(), [("f32".to_owned(), 234.0)]);
+        let mut busy = probe.clone();
+        busy.bandwidth[2] = bandwidth_row(bandwidth::MEMORY, 2, 20.0);
+        assert_eq!(busy.ceilings().read_gbytes_per_s, 25.0, "one thread that is faster than all is believed");
         let shown = probe.to_string();
         assert!(shown.contains("31.0 GB/s") && shown.contains("234 GFLOP/s"), "{shown}");
     }
