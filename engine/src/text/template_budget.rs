@@ -112,8 +112,8 @@ fn is_namespace(value: &Value) -> bool {
 
 /// Turns a lazy sequence into a list: lazy ones stacked on each other would recurse.
 pub(super) fn materialize(state: &mut State, value: Value) -> Result<Value, Error> {
-    let lazy_seq = value.kind() == ValueKind::Seq && value.downcast_object_ref::<Vec<Value>>().is_none();
-    if value.kind() != ValueKind::Iterable && !(lazy_seq && !value.is_tuple()) {
+    let is_list = value.is_tuple() || value.downcast_object_ref::<Vec<Value>>().is_some();
+    if is_list || !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
         return Ok(value);
     }
     let mut items = Vec::new();
