@@ -112,13 +112,8 @@ fn is_namespace(value: &Value) -> bool {
 
 /// Turns a lazy sequence into a list: lazy ones stacked on each other would recurse.
 pub(super) fn materialize(state: &mut State, value: Value) -> Result<Value, Error> {
-    let is_vec = value.downcast_object_ref::<Vec<Value>>().is_some();
-    let is_lazy = match value.kind() {
-        ValueKind::Iterable => true,
-        ValueKind::Seq => !is_vec && !value.is_tuple(),
-        _ => false,
-    };
-    if !is_lazy {
+    let is_list = value.is_tuple() || value.downcast_object_ref::<Vec<Value>>().is_some();
+    if is_list || !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
         return Ok(value);
     }
     let mut items = Vec::new();

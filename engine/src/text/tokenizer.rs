@@ -53,7 +53,7 @@ struct Shared {
 
 /// Where token ids come from.
 enum Encoder {
-    /// The `tokenizers` crate. `bos` is set when we add it, `None` when the file's post-processor does.
+    /// The `tokenizers` crate. `add_bos` is for GGUF files; a `tokenizer.json` has a post-processor for it.
     Library { tokenizer: Box<tokenizers::Tokenizer>, plain: OnceLock<Box<tokenizers::Tokenizer>>, add_bos: bool },
     /// Our SentencePiece.
     SentencePiece { vocab: Box<SentencePiece>, add_bos: bool },
