@@ -1,7 +1,6 @@
 //! Chat templates against what Hugging Face's renderer (Python's Jinja2 with its settings) makes of the same messages,
 //! and against hostile templates.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "test helpers fail by panicking")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
