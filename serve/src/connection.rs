@@ -3,8 +3,7 @@
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -12,7 +11,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tower::ServiceExt;
 
 use crate::limits::Limits;
@@ -22,16 +21,20 @@ use crate::stall::StallGuard;
 /// Bytes that a connection may have in memory in front of its socket, and of a request head.
 const MAX_BUFFER_BYTES: usize = 64 << 10;
 
+/// When the server drains, a peer that is connected but has sent no whole request head yet has this long to send it and
+/// to be refused in words: its request may be in the socket already. Half-open peers delay the end by no more than this.
+const HEAD_GRACE: Duration = Duration::from_millis(500);
+
 /// Serves requests until the peer leaves, a time-out strikes, or the server drains. When it drains, an answer under
-/// way is finished; a peer that has not sent a whole request head yet is left.
+/// way is finished, and a request on its way is refused.
 pub async fn serve(stream: TcpStream, router: Router, limits: &Limits, mut draining: watch::Receiver<bool>) {
     // One small write a token must not wait for the peer's acknowledgement.
     let _ = stream.set_nodelay(true);
     let io = TokioIo::new(StallGuard::new(stream, limits.write_stall_timeout));
-    let begun = Arc::new(AtomicBool::new(false));
+    let begun = Arc::new(Notify::new());
     let noted = Arc::clone(&begun);
     let service = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-        noted.store(true, Ordering::Relaxed);
+        noted.notify_one();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(Arrival(Instant::now()));
         let router = router.clone();
@@ -52,8 +55,11 @@ pub async fn serve(stream: TcpStream, router: Router, limits: &Limits, mut drain
             _ = connection.as_mut() => return,
             _ = draining.wait_for(|draining| *draining) => {}
         }
-        if !begun.load(Ordering::Relaxed) {
-            return;
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            // Remembered from the first request on, so this is immediate for a peer that has sent one.
+            () = begun.notified() => {}
+            () = tokio::time::sleep(HEAD_GRACE) => return,
         }
         connection.as_mut().graceful_shutdown();
     }

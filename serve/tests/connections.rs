@@ -167,6 +167,29 @@ async fn a_signal_drains_what_is_under_way_and_refuses_the_rest() {
 }
 
 #[tokio::test]
+async fn a_request_on_its_way_when_the_signal_comes_is_refused_and_not_dropped() {
+    let server = start(slow(), Limits::default(), Duration::from_secs(20)).await;
+    let _under_way = streaming(&server).await;
+    // Connected and accepted, but the head comes after the signal.
+    let mut on_their_way = Vec::new();
+    for _ in 0..20 {
+        on_their_way.push(server.connect().await);
+    }
+    assert!(server.get("/health").await.contains("200 OK"), "those before it are accepted");
+    server.signal();
+    eventually("draining", Duration::from_millis(100), || async { server.app.lifecycle.ready() == Err("draining") })
+        .await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    for stream in &mut on_their_way {
+        stream.write_all(http_post("/v1/completions", LONG).as_bytes()).await.unwrap();
+    }
+    for stream in &mut on_their_way {
+        let refused = read_all(stream).await;
+        assert!(refused.starts_with("HTTP/1.1 503") && refused.contains("shutting down"), "{refused:?}");
+    }
+}
+
+#[tokio::test]
 async fn after_the_deadline_answers_end_with_an_error_event_even_during_a_long_step() {
     let engine = MockEngine { step_time: Duration::from_millis(2500), ..MockEngine::default() };
     let server = start(engine, Limits::default(), Duration::from_millis(500)).await;
