@@ -36,8 +36,8 @@ pub fn matching(targets: &[String]) -> Result<Vec<Box<dyn Lab>>, LabError> {
             return Err(LabError::UnknownTarget { target: target.clone() });
         }
     }
-    let wanted = |lab: &Box<dyn Lab>| targets.iter().any(|target| names(target, &lab.info().id));
-    Ok(all().into_iter().filter(wanted).collect())
+    let wanted = |id: &str| targets.iter().any(|target| names(target, id));
+    Ok(all().into_iter().filter(|lab| wanted(&lab.info().id)).collect())
 }
 
 #[cfg(test)]

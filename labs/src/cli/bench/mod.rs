@@ -5,21 +5,31 @@ mod analyze;
 mod compare;
 mod cost;
 mod export;
+mod list_targets;
 mod power;
 mod report;
+mod run;
 mod scaling;
+mod stacking;
+mod verify;
 mod whatif;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use aisp_engine::EngineError;
 use clap::{Args, Subcommand};
 
+use crate::lab::LabContext;
 use crate::{LabError, artifacts};
 
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Bench {
+    /// Show what can be run
+    ListTargets(list_targets::ListTargets),
+    /// Measure labs and hold them against their expectations
+    Run(run::Run),
     /// Set two runs side by side
     Compare(compare::Compare),
     /// Leaderboards, Pareto frontier, trade-offs and advice from all runs
@@ -37,6 +47,10 @@ pub enum Bench {
     Report(report::Report),
     /// All rows as CSV or JSON
     Export(export::Export),
+    /// Check that every arm gives the baseline's outputs, without taking any time
+    Verify(verify::Verify),
+    /// Measure which switches combine, which fight and which are wrong
+    Stacking(stacking::Stacking),
 }
 
 /// Where runs lie.
@@ -47,12 +61,39 @@ pub struct Folders {
     pub artifacts: PathBuf,
 }
 
+/// What is run, and with what.
+#[derive(Debug, Args)]
+pub struct Targets {
+    /// Labs: ids, areas such as ch01, or all
+    #[arg(long, value_name = "TARGET,..", value_delimiter = ',', default_value = "all")]
+    pub targets: Vec<String>,
+    /// The model of labs that need one: built-in name, folder, .gguf file, hub id or dummy:SHAPE
+    #[arg(long, default_value = "")]
+    pub model: String,
+    /// Feeds every draw
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// What labs are prepared for.
+///
+/// Errors: a model that does not exist.
+fn context(targets: &Targets) -> Result<LabContext, LabError> {
+    parsed_context(&targets.model, targets.seed)
+}
+
+fn parsed_context(model: &str, seed: u64) -> Result<LabContext, LabError> {
+    Ok(LabContext { model: model.parse().map_err(EngineError::from)?, seed })
+}
+
 impl Bench {
     /// Carries the verb out.
     ///
     /// Errors: what the verb met.
     pub fn run(self) -> Result<ExitCode, LabError> {
         match self {
+            Self::ListTargets(list) => list.run(),
+            Self::Run(run) => run.run(),
             Self::Compare(compare) => compare.run(),
             Self::Analyze(analyze) => analyze.run(),
             Self::WhatIf(whatif) => whatif.run(),
@@ -61,6 +102,8 @@ impl Bench {
             Self::Scaling(scaling) => scaling.run(),
             Self::Report(report) => report.run(),
             Self::Export(export) => export.run(),
+            Self::Verify(verify) => verify.run(),
+            Self::Stacking(stacking) => stacking.run(),
         }
     }
 }

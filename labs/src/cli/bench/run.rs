@@ -1,0 +1,138 @@
+//! `aisp bench run`: measures labs, holds them against their expectations, leaves artifacts.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{Folders, Targets, context};
+use crate::expectations::{self, Finding};
+use crate::harness::{Harness, HarnessConfig};
+use crate::live::LiveFile;
+use crate::progress::Bars;
+use crate::record::{LabRecord, RunRecord};
+use crate::stop::Stop;
+use crate::{LabError, artifacts, labs, machine, report, stats};
+
+/// Arguments of `aisp bench run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    targets: Targets,
+    #[command(flatten)]
+    sampling: Sampling,
+    #[command(flatten)]
+    folders: Folders,
+    /// Folder of what labs must show
+    #[arg(long, value_name = "DIR", default_value = expectations::DEFAULT_DIR)]
+    expectations: PathBuf,
+    /// Write new and better figures down; they hold for the built-in model
+    #[arg(long, conflicts_with = "model")]
+    update_expectations: bool,
+    /// Write worse figures down too, with the reason
+    #[arg(long, value_name = "WHY", requires = "update_expectations")]
+    accept_regression: Option<String>,
+    /// Also write the results here
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// How many samples.
+#[derive(Debug, Args)]
+pub struct Sampling {
+    /// Replicates: each takes two samples of every arm, there and back
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(stats::MIN_REPLICATES as u64..))]
+    pub iterations: u64,
+    /// Iterations of each arm before any counts
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub warmup: u64,
+}
+
+impl Run {
+    /// Runs; fails on a wrong output or a regression.
+    ///
+    /// Errors: a lab that cannot run, files that cannot be written.
+    pub fn run(self) -> Result<ExitCode, LabError> {
+        let context = context(&self.targets)?;
+        let found = labs::matching(&self.targets.targets)?;
+        let manifest = machine::manifest(self.config(&context.model.to_string()), self.targets.seed);
+        if manifest.build != "release" {
+            eprintln!("a debug build: figures mean nothing; use cargo run --release -p aisp");
+        }
+        let ceilings = artifacts::read_ceilings(&self.folders.artifacts, &manifest.device)?;
+        let live = LiveFile::new(&self.folders.artifacts, &manifest.run_id, Bars::default());
+        let harness = Harness {
+            config: HarnessConfig {
+                num_replicates: self.sampling.iterations as usize,
+                num_warmups: self.sampling.warmup as usize,
+                ceilings,
+            },
+            context,
+            progress: &live,
+            stop: Stop::on_ctrl_c()?,
+        };
+        let mut run = RunRecord { manifest, labs: Vec::new(), partial: false };
+        let mut holds = true;
+        for lab in found {
+            let record = harness.run(lab.as_ref())?;
+            run.partial |= harness.stop.is_requested();
+            if let Some(record) = record {
+                print!("{}", report::lab_lines(&record));
+                holds &= self.hold(&record, &run)?;
+                run.labs.push(record);
+            }
+            if run.partial {
+                println!("stopped: what follows is missing");
+                break;
+            }
+        }
+        let dir = artifacts::write_run(&self.folders.artifacts, &run, &report::markdown(&run))?;
+        if let Some(path) = &self.json {
+            artifacts::write_json(path, &run)?;
+        }
+        println!("written to {}", dir.display());
+        Ok(if holds && !run.partial { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    fn config(&self, model: &str) -> BTreeMap<String, serde_json::Value> {
+        let threads = std::env::var("RAYON_NUM_THREADS").ok();
+        let entries = [
+            ("targets", json!(self.targets.targets)),
+            ("model", json!(model)),
+            ("iterations", json!(self.sampling.iterations)),
+            ("warmup", json!(self.sampling.warmup)),
+            ("rayon_num_threads", json!(threads)),
+        ];
+        entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// Holds a lab against its expectation; false on a regression that was not accepted.
+    fn hold(&self, lab: &LabRecord, run: &RunRecord) -> Result<bool, LabError> {
+        let old = expectations::read(&self.expectations, &run.manifest.device, &lab.id)?;
+        let mut holds = true;
+        for (arm, finding) in expectations::check(old.as_ref(), lab) {
+            match finding {
+                Finding::Holds => {}
+                Finding::Better(why) => println!("  {arm}: better than expected: {why}"),
+                Finding::Unknown(why) => println!("  {arm}: {why}"),
+                Finding::Worse(why) => {
+                    println!("  {arm}: REGRESSION: {why}");
+                    holds = false;
+                }
+            }
+        }
+        if !self.update_expectations {
+            return Ok(holds);
+        }
+        let reason = self.accept_regression.as_deref();
+        match expectations::updated(old.as_ref(), lab, &run.manifest, reason) {
+            Some(new) => {
+                println!("  expectation written to {}", expectations::write(&self.expectations, &new)?.display());
+                Ok(true)
+            }
+            None => Ok(holds),
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! `aisp bench stacking`: which switches combine, which fight, which are wrong.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+
+use super::run::Sampling;
+use super::{Folders, parsed_context};
+use crate::harness::{Harness, HarnessConfig};
+use crate::progress::Bars;
+use crate::record::{RunRecord, Verdict};
+use crate::stacking::{StackingLab, matrix};
+use crate::stop::Stop;
+use crate::{LabError, artifacts, machine, report, stacking_plot};
+
+/// Arguments of `aisp bench stacking`.
+#[derive(Debug, Args)]
+pub struct Stacking {
+    /// Built-in name, folder, .gguf file, hub id or dummy:SHAPE
+    #[arg(long, default_value = "")]
+    model: String,
+    /// Feeds every draw
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    sampling: Sampling,
+    #[command(flatten)]
+    folders: Folders,
+}
+
+impl Stacking {
+    /// Measures the matrix and writes it as JSON, Markdown and SVG; fails when an arm is wrong.
+    ///
+    /// Errors: a model that cannot run, files that cannot be written.
+    pub fn run(self) -> Result<ExitCode, LabError> {
+        let context = parsed_context(&self.model, self.seed)?;
+        let sampling = json!({ "iterations": self.sampling.iterations, "warmup": self.sampling.warmup });
+        let config =
+            BTreeMap::from([("model".to_owned(), json!(context.model.to_string())), ("sampling".to_owned(), sampling)]);
+        let manifest = machine::manifest(config, self.seed);
+        let harness = Harness {
+            config: HarnessConfig {
+                num_replicates: self.sampling.iterations as usize,
+                num_warmups: self.sampling.warmup as usize,
+                ceilings: artifacts::read_ceilings(&self.folders.artifacts, &manifest.device)?,
+            },
+            context,
+            progress: &Bars::default(),
+            stop: Stop::on_ctrl_c()?,
+        };
+        let record = harness.run(&StackingLab)?;
+        let Some(record) = record else {
+            println!("stopped before three replicates were through: nothing is written");
+            return Ok(ExitCode::FAILURE);
+        };
+        let matrix = matrix(&record, self.seed)?;
+        let all_right = record.variants.iter().all(|variant| variant.verdict != Verdict::Wrong);
+        let run = RunRecord { manifest, labs: vec![record], partial: harness.stop.is_requested() };
+        let page = format!("{}\n## Matrix\n\n{}\n![](stacking.svg)\n", report::markdown(&run), matrix.markdown());
+        let dir = artifacts::write_run(&self.folders.artifacts, &run, &page)?;
+        artifacts::write_json(&dir.join("stacking.json"), &matrix)?;
+        for (name, text) in [("stacking.md", matrix.markdown()), ("stacking.svg", stacking_plot::svg(&matrix))] {
+            let path = dir.join(name);
+            fs::write(&path, text).map_err(LabError::io(&path))?;
+        }
+        print!("{}", matrix.markdown());
+        println!("written to {}", dir.display());
+        Ok(if all_right && !run.partial { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
