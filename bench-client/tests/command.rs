@@ -96,7 +96,7 @@ fn prompts_come_from_a_file() {
 fn ctrl_c_prints_what_there_is() {
     let mock = Mock::start(Behaviour::default());
     let file = tempfile::NamedTempFile::new().unwrap();
-    let flags = ["--qps", "50", "-n", "5000", "--base-url", &mock.url, "--save-result"];
+    let flags = ["--qps", "50", "-n", "5000", "--output-len", "2", "--base-url", &mock.url, "--save-result"];
     let child = command(&flags).arg(file.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     while mock.bodies().len() < 20 {
         std::thread::sleep(Duration::from_millis(10));

@@ -139,7 +139,9 @@ impl Workload {
         let mut answers = Answers::new();
         let mut next = 0;
         while next < self.num_requests || engine.has_unfinished() {
-            for i in next..(next + 2).min(self.num_requests) {
+            let arriving = next..(next + 2).min(self.num_requests);
+            next = arriving.end;
+            for i in arriving {
                 let start = i * 29 % 400;
                 let prompt = tokens[start..start + 1 + i * 37 % 90].to_vec();
                 let max_tokens = 1 + i * 13 % self.max_tokens;
@@ -151,7 +153,6 @@ impl Workload {
                 };
                 let id = engine.add_request(Request::new(prompt, params)).unwrap();
                 answers.insert(id.0, Vec::new());
-                next = i + 1;
             }
             for output in engine.step().unwrap() {
                 answers.get_mut(&output.id.0).unwrap().extend(output.tokens.iter().map(|token| token.id));

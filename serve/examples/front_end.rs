@@ -1,10 +1,14 @@
 //! What the front end costs: streamed tokens per second of CPU time through the real HTTP stack, with an engine whose
 //! steps compute nothing.
 //!
-//! `cargo run --release -p aisp-serve --example front_end -- [STREAMS] [TOKENS] [WORKERS]`
+//! `cargo run --release -p aisp-serve --example front_end -- [STREAMS] [TOKENS] [WORKERS] [RUNS] [STEP_US]`
 //!
-//! The server is a process of its own, so its CPU time is its own. The thread that owns the engine is counted apart: it
-//! runs scheduler, sampler and mock runner, which are not the front end.
+//! With a step time of zero the engine runs ahead and many events share a write, as under full load; with one, as 1000,
+//! every token is a write of its own.
+//!
+//! The server is a process of its own, so its CPU time is its own, in nanoseconds as the kernel's scheduler counts it
+//! (the ticks of `/proc/PID/stat` are too coarse). The thread that owns the engine is counted apart: it runs scheduler,
+//! sampler and mock runner, which are not the front end.
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -18,21 +22,33 @@ use aisp_serve::{App, AppConfig, serve};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
+/// Longest stream.
+const MAX_MODEL_LEN: usize = 1 << 16;
+
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     if args.first().is_some_and(|arg| arg == "server") {
-        return server(number(&args, 1, 64)?, number(&args, 2, 1)?);
+        return server(number(&args, 1, 64)?, number(&args, 2, 1)?, number(&args, 3, 0)?);
     }
-    let (streams, tokens, workers) = (number(&args, 0, 64)?, number(&args, 1, 2000)?, number(&args, 2, 1)?);
-    let (mut child, address) = start(streams, workers)?;
+    let (streams, tokens, workers) = (number(&args, 0, 64)?, number(&args, 1, 20_000)?, number(&args, 2, 1)?);
+    let (runs, step_us) = (number(&args, 3, 5)?, number(&args, 4, 0)?);
+    println!(
+        "{streams} streams of {tokens} tokens, each token an event of its own; {workers} worker threads; steps of {step_us} us"
+    );
+    println!(
+        "{:>8} {:>12} {:>14} {:>12} {:>14} {:>14}",
+        "wall s", "tokens/s", "front end s", "us/token", "tokens/s/core", "engine s"
+    );
+    let (mut child, address) = start(&[streams, workers, step_us])?;
     let run = || -> Result<()> {
-        load(&address, streams, tokens / 10)?;
-        let before = CpuTimes::of(&child)?;
-        let started = Instant::now();
-        let events = load(&address, streams, tokens)?;
-        let wall = started.elapsed();
-        let used = CpuTimes::of(&child)?.since(&before);
-        report(streams, workers, events, wall, &used);
+        load(&address, streams, tokens.div_ceil(10))?;
+        for _ in 0..runs {
+            let before = CpuTimes::of(&child)?;
+            let started = Instant::now();
+            let events = load(&address, streams, tokens)?;
+            let wall = started.elapsed();
+            report(events, wall, &CpuTimes::of(&child)?.since(&before));
+        }
         Ok(())
     };
     let result = run();
@@ -45,16 +61,14 @@ fn number(args: &[String], at: usize, default: usize) -> Result<usize> {
     Ok(args.get(at).map(|arg| arg.parse()).transpose()?.unwrap_or(default))
 }
 
-fn report(streams: usize, workers: usize, events: usize, wall: Duration, used: &CpuTimes) {
-    let per_second = |seconds: f64| events as f64 / seconds;
-    println!("{streams} streams, {workers} worker threads, {events} tokens, each an event of its own");
-    println!("wall       {:7.2} s  {:9.0} tokens/s", wall.as_secs_f64(), per_second(wall.as_secs_f64()));
-    println!("front end  {:7.2} s  {:9.0} tokens/s a core", used.front_end, per_second(used.front_end));
-    println!("engine     {:7.2} s  {:9.0} tokens/s a core", used.engine, per_second(used.engine));
+fn report(events: usize, wall: Duration, used: &CpuTimes) {
+    let (events, wall) = (events as f64, wall.as_secs_f64());
+    let (per_wall, per_core, each) = (events / wall, events / used.front_end, used.front_end / events * 1e6);
+    println!("{wall:8.3} {per_wall:12.0} {:14.3} {each:12.3} {per_core:14.0} {:14.3}", used.front_end, used.engine);
 }
 
 /// The server process: one engine thread, `workers` threads for everything else.
-fn server(streams: usize, workers: usize) -> Result<()> {
+fn server(streams: usize, workers: usize, step_us: usize) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
     runtime.block_on(async {
         let admission =
@@ -62,8 +76,9 @@ fn server(streams: usize, workers: usize) -> Result<()> {
         let app = App::new(AppConfig { admission, ..AppConfig::default() })?;
         let engine = MockEngine {
             max_num_seqs: streams,
-            max_model_len: 1 << 16,
-            num_kv_slots: streams << 14,
+            step_time: Duration::from_micros(step_us as u64),
+            max_model_len: MAX_MODEL_LEN,
+            num_kv_slots: streams * MAX_MODEL_LEN,
             ..MockEngine::default()
         };
         app.load(|| engine.build()).await?;
@@ -73,9 +88,9 @@ fn server(streams: usize, workers: usize) -> Result<()> {
     })
 }
 
-fn start(streams: usize, workers: usize) -> Result<(Child, String)> {
+fn start(settings: &[usize]) -> Result<(Child, String)> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["server", &streams.to_string(), &workers.to_string()]).stdout(Stdio::piped());
+    command.arg("server").args(settings.iter().map(usize::to_string)).stdout(Stdio::piped());
     let mut child = command.spawn()?;
     let stdout = child.stdout.take().ok_or("no standard output")?;
     let mut address = String::new();
@@ -94,7 +109,9 @@ fn load(address: &str, streams: usize, tokens: usize) -> Result<usize> {
     let mut events = 0;
     for client in clients {
         let count = client?.join().map_err(|_| "a client panicked")??;
-        assert_eq!(count, tokens + 1, "a stream lost events");
+        if count != tokens + 1 {
+            return Err(format!("a stream of {tokens} tokens had {count} events instead of one more").into());
+        }
         events += tokens;
     }
     Ok(events)
@@ -112,6 +129,12 @@ fn client(address: &str, at: usize, tokens: usize) -> Result<usize> {
         json.len()
     )?;
     let mut buffer = vec![0; 64 << 10];
+    stream.read_exact(&mut buffer[..STATUS.len()])?;
+    if !buffer.starts_with(STATUS) {
+        let mut refusal = String::new();
+        stream.read_to_string(&mut refusal)?;
+        return Err(format!("the server refused a stream: {refusal}").into());
+    }
     let (mut events, mut kept) = (0, 0);
     loop {
         let read = stream.read(&mut buffer[kept..])?;
@@ -126,6 +149,7 @@ fn client(address: &str, at: usize, tokens: usize) -> Result<usize> {
     }
 }
 
+const STATUS: &[u8] = b"HTTP/1.1 200";
 const MARK: &[u8] = b"data: ";
 
 /// Marks in the bytes; a mark that was kept whole would be counted twice, so less than one is kept.
@@ -141,16 +165,15 @@ struct CpuTimes {
 }
 
 impl CpuTimes {
-    /// Sums the threads of a process. Linux counts in hundredths of a second.
+    /// Sums the threads of a process. Those that tokenized live on for ten seconds, longer than a run.
     fn of(child: &Child) -> Result<Self> {
         let mut times = Self { front_end: 0.0, engine: 0.0 };
         for task in std::fs::read_dir(format!("/proc/{}/task", child.id()))? {
-            let stat = std::fs::read_to_string(task?.path().join("stat"))?;
-            let (head, fields) = stat.rsplit_once(')').ok_or("no thread name")?;
-            let fields: Vec<&str> = fields.split_whitespace().collect();
-            let seconds = (fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / 100.0;
-            let is_engine = head.ends_with("aisp-engine");
-            *if is_engine { &mut times.engine } else { &mut times.front_end } += seconds;
+            let task = task?.path();
+            let on_cpu_ns = std::fs::read_to_string(task.join("schedstat"))?;
+            let on_cpu_ns: f64 = on_cpu_ns.split(' ').next().ok_or("no time")?.parse()?;
+            let is_engine = std::fs::read_to_string(task.join("comm"))?.trim() == "aisp-engine";
+            *if is_engine { &mut times.engine } else { &mut times.front_end } += on_cpu_ns / 1e9;
         }
         Ok(times)
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use aisp_engine::kv_cache::PagedManager;
 use aisp_engine::runner::{MockFault, MockRunner};
+use aisp_engine::sampler::CandidateSampler;
 use aisp_engine::scheduler::{ContinuousBatching, SchedulerConfig};
 use aisp_engine::text::{ChatTemplate, GgufVocab, TextError, Tokenizer};
 use aisp_engine::{Engine, EngineError, EngineParts, ModelInfo, Selection};
@@ -74,6 +75,7 @@ impl MockEngine {
             runner: Box::new(runner),
             kv: Box::new(PagedManager::new(self.num_kv_slots)),
             admission: Box::new(ContinuousBatching),
+            sampler: Box::new(CandidateSampler::default()),
             scheduler: SchedulerConfig {
                 max_num_seqs: self.max_num_seqs,
                 max_num_batched_tokens: self.max_num_batched_tokens,

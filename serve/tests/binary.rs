@@ -1,4 +1,5 @@
 //! The real binary with the built-in model: start-up, answers, signals, mistakes on the command line.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod process;
 

@@ -1,4 +1,5 @@
 //! `/v1/completions` and `/v1/chat/completions` on the mock engine: shapes, streams, every option.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod support;
 

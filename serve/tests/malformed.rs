@@ -1,4 +1,5 @@
 //! Tens of thousands of malformed requests: each gets a 4xx with an error body, in time; none breaks anything.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod support;
 

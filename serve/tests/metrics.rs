@@ -1,4 +1,5 @@
 //! `/metrics` under load: real values, and Prometheus' own checker has nothing to say.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Every route but the two that generate, every error, every bound, the key.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod support;
 

@@ -16,6 +16,9 @@ use super::{template_budget, template_builtins};
 /// Bytes of source that a template may have; the longest known one has 17 KiB.
 pub const MAX_TEMPLATE_BYTES: usize = 64 << 10;
 
+/// What serde_json's parser takes, so no request is refused for it; values made in code may be deeper.
+const MAX_JSON_NESTING: usize = 130;
+
 const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] \
     + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
@@ -29,7 +32,7 @@ const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['
 /// ```
 /// use aisp_engine::text::{ChatContext, ChatMessage, ChatTemplate};
 /// let context = ChatContext { add_generation_prompt: true, ..ChatContext::default() };
-/// let text = ChatTemplate::chatml().render(&[ChatMessage::new("user", "Hi")], &context)?;
+/// let text = ChatTemplate::chatml()?.render(&[ChatMessage::new("user", "Hi")], &context)?;
 /// assert_eq!(text, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
 /// # Ok::<(), aisp_engine::text::TextError>(())
 /// ```
@@ -106,9 +109,10 @@ impl ChatTemplate {
     }
 
     /// The ChatML template, for models whose files bring none: `<|im_start|>role\ncontent<|im_end|>\n`.
-    pub fn chatml() -> Self {
-        // The constant compiles: a test renders it.
-        Self::new(CHATML).unwrap_or_else(|error| unreachable!("{error}"))
+    ///
+    /// Errors: none; it is compiled like any other, and the example above renders it.
+    pub fn chatml() -> Result<Self, TextError> {
+        Self::new(CHATML)
     }
 
     /// The source, as the model's files hold it but for `{% generation %}` tags.
@@ -155,6 +159,11 @@ type Compiled<'s> = (Instructions<'s>, BTreeMap<&'s str, Instructions<'s>>);
 
 impl ChatContext {
     fn root(&self, messages: &[ChatMessage]) -> Result<Value, TextError> {
+        let given = messages.iter().flat_map(|message| message.extra.values()).chain(&self.tools);
+        if given.chain(self.kwargs.values()).any(|value| nests_deeper(value, MAX_JSON_NESTING)) {
+            let message = format!("messages, tools and kwargs may nest at most {MAX_JSON_NESTING} levels deep");
+            return Err(TextError::TemplateFailed { line: None, message });
+        }
         let mut root = BTreeMap::from([
             ("messages", Value::from(Serde(messages))),
             ("add_generation_prompt", Value::from(self.add_generation_prompt)),
@@ -169,6 +178,15 @@ impl ChatContext {
             root.insert(name, Value::from(Serde(value)));
         }
         Ok(Value::from(root))
+    }
+}
+
+fn nests_deeper(value: &serde_json::Value, levels: usize) -> bool {
+    let Some(below) = levels.checked_sub(1) else { return true };
+    match value {
+        serde_json::Value::Array(items) => items.iter().any(|item| nests_deeper(item, below)),
+        serde_json::Value::Object(fields) => fields.values().any(|field| nests_deeper(field, below)),
+        _ => false,
     }
 }
 

@@ -81,7 +81,8 @@ impl TextDecoder {
     ///
     /// As in vLLM, a stop string that is complete within the first `min_tokens` tokens does not count.
     ///
-    /// Cost: amortised linear in the token's bytes.
+    /// Cost: amortised linear in the token's bytes, times the number of stop strings; it also moves the text held back,
+    /// which is shorter than the longest stop string. It does not depend on how long the answer is.
     pub fn push(&mut self, token: TokenId) -> TextDelta {
         if self.stopped.is_some() {
             return TextDelta { text: String::new(), stopped: self.stopped.clone() };
@@ -130,6 +131,9 @@ impl TextDecoder {
         let accept = self.num_tokens > self.min_tokens;
         let Some(hit) = self.matcher.push(&self.held[piece_start..], accept) else {
             let held_start = self.held.len() - self.matcher.num_held_bytes();
+            if held_start == 0 {
+                return String::new();
+            }
             let waiting = self.held.split_off(held_start);
             return std::mem::replace(&mut self.held, waiting);
         };

@@ -1,8 +1,9 @@
 //! The pre-tokenizers that `tokenizer.ggml.pre` names: how a byte-level BPE vocabulary cuts text into words before it
 //! merges within them.
 //!
-//! Source: <https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp>, `llm_tokenizer_bpe`. Only those that
-//! are checked against llama.cpp, or share every expression with one that is, are listed.
+//! Source: <https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp>, `llm_tokenizer_bpe`. Listed are
+//! those checked against llama.cpp's ids, those that share every expression with one of them, and three (`tekken`,
+//! `gpt-4o`, `deepseek-v3`) with the expressions of the models' own `tokenizer.json`, which llama.cpp approximates.
 
 use tokenizers::pre_tokenizers::{PreTokenizerWrapper, byte_level::ByteLevel, sequence::Sequence, split::Split};
 use tokenizers::{SplitDelimiterBehavior, pre_tokenizers::split::SplitPattern};

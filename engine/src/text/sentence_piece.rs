@@ -225,3 +225,44 @@ impl PartialEq for Merge {
 }
 
 impl Eq for Merge {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The definition: merge the best pair, leftmost first, until none forms a token.
+    fn naive(vocab: &SentencePiece, text: &str) -> Vec<String> {
+        let mut pieces: Vec<String> = text.chars().map(String::from).collect();
+        loop {
+            let mut best: Option<(f32, usize)> = None;
+            for left in 0..pieces.len().saturating_sub(1) {
+                if let Some(id) = vocab.ids.get(&(pieces[left].clone() + &pieces[left + 1])) {
+                    let score = vocab.scores[*id as usize];
+                    if best.is_none_or(|(most, _)| score > most) {
+                        best = Some((score, left));
+                    }
+                }
+            }
+            let Some((_, left)) = best else { return pieces };
+            let right = pieces.remove(left + 1);
+            pieces[left].push_str(&right);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn merges_as_the_definition_says(
+            tokens in prop::collection::btree_map("[abé]{1,4}", -4_i8..4, 1..24),
+            text in "[abéx]{0,24}",
+        ) {
+            // Few different scores: ties are where implementations differ.
+            let scores = tokens.values().map(|score| f32::from(*score)).collect();
+            let tokens = tokens.into_keys().collect();
+            let vocab = GgufVocab { tokens, scores, unknown_token_id: Some(0), ..GgufVocab::default() };
+            let vocab = SentencePiece::new(&vocab).unwrap();
+            prop_assert_eq!(vocab.merge(&text), naive(&vocab, &text));
+        }
+    }
+}

@@ -15,7 +15,7 @@ use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 /// Work in bytes that one rendering of a chat template may do: text that it copies or prints, and
 /// [`NODE_BYTES`] for each element of a list or map that it walks.
-pub const MAX_TEMPLATE_WORK_BYTES: u64 = 64 << 20;
+pub const MAX_TEMPLATE_WORK_BYTES: u64 = 32 << 20;
 /// Instructions that one rendering may execute.
 pub(super) const MAX_INSTRUCTIONS: u64 = 1_000_000;
 /// What one value weighs beside its text.
@@ -24,6 +24,8 @@ pub(super) const NODE_BYTES: u64 = 32;
 const MAX_NESTING: usize = 150;
 /// Tokens of one tag. The compiler recurses over a chain of operators, and folds constants at each level of it.
 const MAX_TAG_TOKENS: usize = 600;
+/// `elif` tags of one template: the parser recurses over them without a guard.
+const MAX_ELIF_TAGS: usize = 300;
 /// Copies of a constant string that a template may ask for; the compiler makes them before any budget exists.
 const MAX_CONSTANT_COPIES: u64 = 1000;
 
@@ -100,7 +102,7 @@ pub(super) fn check_nesting(state: &mut State, value: &Value) -> Result<(), Erro
         if is_namespace(value) {
             return Err(error("a namespace cannot be kept inside a list, a map or a namespace"));
         }
-        charge(state, NODE_BYTES / 4)
+        charge(state, NODE_BYTES)
     })
 }
 
@@ -110,8 +112,8 @@ fn is_namespace(value: &Value) -> bool {
 
 /// Turns a lazy sequence into a list: lazy ones stacked on each other would recurse.
 pub(super) fn materialize(state: &mut State, value: Value) -> Result<Value, Error> {
-    let lazy_seq = value.kind() == ValueKind::Seq && value.downcast_object_ref::<Vec<Value>>().is_none();
-    if value.kind() != ValueKind::Iterable && !(lazy_seq && !value.is_tuple()) {
+    let is_list = value.is_tuple() || value.downcast_object_ref::<Vec<Value>>().is_some();
+    if is_list || !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
         return Ok(value);
     }
     let mut items = Vec::new();
@@ -234,6 +236,7 @@ pub(super) fn meter(instructions: &mut Instructions<'_>) -> Result<(), (Option<u
 /// Errors: the line and what is wrong there.
 pub(super) fn check_source(source: &str, syntax: SyntaxConfig) -> Result<(), (Option<usize>, String)> {
     let mut tag: Vec<Token<'_>> = Vec::new();
+    let mut num_elif_tags = 0;
     for item in tokenize(source, false, syntax) {
         // The compiler reports syntax errors better.
         let Ok((token, span)) = item else { return Ok(()) };
@@ -245,7 +248,13 @@ pub(super) fn check_source(source: &str, syntax: SyntaxConfig) -> Result<(), (Op
                     return Err((line, "a constant is repeated: repeat a variable instead".into()));
                 }
             }
-            token => tag.push(token),
+            token => {
+                num_elif_tags += usize::from(tag.is_empty() && matches!(token, Token::Ident("elif")));
+                tag.push(token);
+            }
+        }
+        if num_elif_tags > MAX_ELIF_TAGS {
+            return Err((line, format!("the template has more than {MAX_ELIF_TAGS} elif tags")));
         }
         if tag.len() > MAX_TAG_TOKENS {
             return Err((line, format!("a tag has more than {MAX_TAG_TOKENS} words")));
@@ -266,7 +275,11 @@ fn repeats_constant(tag: &[Token<'_>], at: usize) -> bool {
     }
     let small = |operand: &[&Token<'_>]| matches!(operand, [Token::Int(n)] if *n <= MAX_CONSTANT_COPIES);
     let text = |operand: &[&Token<'_>]| matches!(operand, [Token::Str(_) | Token::String(_)]);
-    let number = |operand: &[&Token<'_>]| matches!(operand, [Token::Int(_) | Token::Float(_)]);
+    let number = |operand: &[&Token<'_>]| {
+        use Token as T;
+        let in_number = |t: &Token<'_>| matches!(t, T::Int(_) | T::Float(_) | T::Mul | T::Div | T::FloorDiv | T::Mod);
+        operand.iter().all(|token| in_number(token))
+    };
     let allowed = (number(&left) && number(&right)) || (small(&left) && text(&right)) || (text(&left) && small(&right));
     !allowed
 }
@@ -299,7 +312,7 @@ mod tests {
             assert_eq!(check_source(source, syntax).is_ok(), ok, "{source}");
         };
         check("{{ '=' * 40 }}", true);
-        check("{{ 2 * 3 }}", true);
+        check("{{ 2 * 3 * 4 // 5 }}", true);
         check("{{ x * 100000000 }}", true);
         check("{{ ('a' ~ x) * 5 }}", true);
         check("{{ (i + 1) * 2 + j * (3 + 4) }}", true);

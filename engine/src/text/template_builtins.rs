@@ -136,6 +136,7 @@ fn install_filters(env: &mut Environment) {
 }
 
 fn install_tests(env: &mut Environment) {
+    env.add_test("iterable", is_iterable);
     macro_rules! tests {
         ($cost:expr; $($name:literal => $test:ident,)*) => {$({
             let test = Value::from_function(t::$test);
@@ -148,7 +149,7 @@ fn install_tests(env: &mut Environment) {
     }
     tests! { Cost::Shallow;
         "boolean" => is_boolean, "defined" => is_defined, "even" => is_even, "false" => is_false, "float" => is_float,
-        "integer" => is_integer, "int" => is_integer, "iterable" => is_iterable, "mapping" => is_mapping,
+        "integer" => is_integer, "int" => is_integer, "mapping" => is_mapping,
         "none" => is_none, "number" => is_number, "odd" => is_odd, "sequence" => is_sequence, "string" => is_string,
         "true" => is_true, "undefined" => is_undefined, "divisibleby" => is_divisibleby,
     }
@@ -158,6 +159,11 @@ fn install_tests(env: &mut Environment) {
         ">" => is_gt, "ge" => is_ge, ">=" => is_ge, "in" => is_in, "lower" => is_lower, "upper" => is_upper,
         "startingwith" => is_startingwith, "endingwith" => is_endingwith, "sameas" => is_sameas,
     }
+}
+
+/// As in Python, `none` cannot be iterated; templates test `tools is iterable`.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && t::is_iterable(value)
 }
 
 /// Python's methods of strings, lists and maps.

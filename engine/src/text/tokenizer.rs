@@ -53,10 +53,10 @@ struct Shared {
 
 /// Where token ids come from.
 enum Encoder {
-    /// The `tokenizers` crate. `bos` is set when we add it, `None` when the file's post-processor does.
+    /// The `tokenizers` crate. `add_bos` is for GGUF files; a `tokenizer.json` has a post-processor for it.
     Library { tokenizer: Box<tokenizers::Tokenizer>, plain: OnceLock<Box<tokenizers::Tokenizer>>, add_bos: bool },
     /// Our SentencePiece.
-    SentencePiece { vocab: SentencePiece, add_bos: bool },
+    SentencePiece { vocab: Box<SentencePiece>, add_bos: bool },
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -323,7 +323,7 @@ fn sentence_piece_of_gguf(vocab: &GgufVocab) -> Result<Shared, TextError> {
     }
     let strip_space_prefix = pieces.add_space_prefix();
     let add_bos = vocab.add_bos_token.unwrap_or(true);
-    Ok(Shared { encoder: Encoder::SentencePiece { vocab: pieces, add_bos }, table, strip_space_prefix })
+    Ok(Shared { encoder: Encoder::SentencePiece { vocab: Box::new(pieces), add_bos }, table, strip_space_prefix })
 }
 
 fn table_of_library(library: &tokenizers::Tokenizer, spelling: Spelling) -> Result<TokenTable, TextError> {

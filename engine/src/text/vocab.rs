@@ -57,9 +57,12 @@ pub(super) enum TokenKind {
 }
 
 impl GgufVocab {
-    /// The kind of the token `id`.
+    /// The kind of the token `id`. What begins or ends texts and turns is a control token even where the file forgot to
+    /// say so.
     pub(super) fn kind(&self, id: usize) -> TokenKind {
+        let marks = [self.bos_token_id, self.eos_token_id, self.eot_token_id];
         match self.token_types.get(id) {
+            None | Some(1) if marks.into_iter().flatten().any(|mark| mark as usize == id) => TokenKind::Control,
             Some(2) => TokenKind::Unknown,
             Some(3) => TokenKind::Control,
             Some(4) => TokenKind::UserDefined,

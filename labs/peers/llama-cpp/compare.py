@@ -77,7 +77,7 @@ def compare_tokens(peer_bin, model):
     servers = [
         start([ROOT / "target/release/aisp-serve", "--model", model, "--port", str(ours_port)], ours_port, "/ready"),
         start(
-            [peer_bin / "llama-server", "-m", model, "--port", str(theirs_port), "-t", "2", "-c", "2048", "-np", "1"],
+            [peer_bin / "llama-server", "-m", model, "--port", str(theirs_port), "-t", "1", "-c", "2048", "-np", "1"],
             theirs_port,
             "/health",
         ),
@@ -121,7 +121,7 @@ def compare_perplexity(peer_bin, model, text):
         [ROOT / "target/release/examples/perplexity", text, model], capture_output=True, text=True, check=True
     ).stdout.split()
     log = subprocess.run(
-        [peer_bin / "llama-perplexity", "-m", model, "-f", text, "-c", "512", "-t", "2"],
+        [peer_bin / "llama-perplexity", "-m", model, "-f", text, "-c", "512", "-t", "1"],
         capture_output=True,
         text=True,
         check=True,

@@ -32,6 +32,10 @@ pub enum Bench {
     Run(run::Run),
     /// Set two runs side by side
     Compare(compare::Compare),
+    /// Check that every arm gives the baseline's outputs, without taking any time
+    Verify(verify::Verify),
+    /// Measure which switches combine, which fight and which are wrong
+    Stacking(stacking::Stacking),
     /// Leaderboards, Pareto frontier, trade-offs and advice from all runs
     Analyze(analyze::Analyze),
     /// Which rows would do under limits of memory, latency and throughput
@@ -47,10 +51,6 @@ pub enum Bench {
     Report(report::Report),
     /// All rows as CSV or JSON
     Export(export::Export),
-    /// Check that every arm gives the baseline's outputs, without taking any time
-    Verify(verify::Verify),
-    /// Measure which switches combine, which fight and which are wrong
-    Stacking(stacking::Stacking),
 }
 
 /// Where runs lie.
@@ -95,6 +95,8 @@ impl Bench {
             Self::ListTargets(list) => list.run(),
             Self::Run(run) => run.run(),
             Self::Compare(compare) => compare.run(),
+            Self::Verify(verify) => verify.run(),
+            Self::Stacking(stacking) => stacking.run(),
             Self::Analyze(analyze) => analyze.run(),
             Self::WhatIf(whatif) => whatif.run(),
             Self::Cost(cost) => cost.run(),
@@ -102,8 +104,6 @@ impl Bench {
             Self::Scaling(scaling) => scaling.run(),
             Self::Report(report) => report.run(),
             Self::Export(export) => export.run(),
-            Self::Verify(verify) => verify.run(),
-            Self::Stacking(stacking) => stacking.run(),
         }
     }
 }
