@@ -54,8 +54,9 @@ pub struct LiveFile<P> {
 }
 
 impl<P: Progress> LiveFile<P> {
-    /// Follows the run `run_id`.
+    /// Follows the run `run_id`, in a folder that is made if need be.
     pub fn new(artifacts: &Path, run_id: &str, inner: P) -> Self {
+        let _ = fs::create_dir_all(artifacts);
         let live = Live { run_id: run_id.to_owned(), lab: String::new(), done: 0, total: 0 };
         Self { artifacts: artifacts.to_owned(), inner, state: RefCell::new((live, Instant::now())) }
     }
@@ -116,8 +117,9 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_not_there_stops_no_run() {
-        let file = LiveFile::new(Path::new("/nowhere/at/all"), "r", Silent);
+    fn a_folder_that_cannot_be_written_stops_no_run() {
+        let no_folder = tempfile::NamedTempFile::new().unwrap();
+        let file = LiveFile::new(no_folder.path(), "r", Silent);
         file.lab_started("a:b", 1);
         file.lab_finished();
     }

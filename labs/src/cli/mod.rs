@@ -2,6 +2,7 @@
 
 mod bench;
 mod dashboard;
+mod output;
 mod tools;
 
 use std::process::ExitCode;

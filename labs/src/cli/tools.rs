@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::bench::Folders;
+use super::output::{print_json, print_line};
 use crate::probe::{HardwareProbe, ProbedMachine, probe};
 use crate::tools::cluster_size::{ClusterSizeArgs, cluster_size};
 use crate::tools::cost_per_token::{CostPerTokenArgs, cost_per_token};
@@ -142,10 +143,9 @@ fn whole(name: &str, value: f64) -> Result<u64, LabError> {
 
 fn print<T: Display + Serialize>(answer: &T, json: bool) -> Result<ExitCode, LabError> {
     if json {
-        let system = |error: serde_json::Error| LabError::System { what: "JSON", message: error.to_string() };
-        println!("{}", serde_json::to_string_pretty(answer).map_err(system)?);
+        print_json(answer)?
     } else {
-        println!("{}", answer.to_string().trim_end());
+        print_line(&answer.to_string())?
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::Folders;
 use crate::analysis::{Group, groups};
+use crate::cli::output::{print_json, print_line};
 use crate::record::RunRecord;
 use crate::{LabError, artifacts};
 
@@ -56,10 +57,9 @@ impl Source {
     /// Errors: an answer that cannot be JSON.
     pub fn print(&self, answer: &impl Serialize, text: impl FnOnce() -> String) -> Result<ExitCode, LabError> {
         if self.json {
-            let system = |error: serde_json::Error| LabError::System { what: "JSON", message: error.to_string() };
-            println!("{}", serde_json::to_string_pretty(answer).map_err(system)?);
+            print_json(answer)?
         } else {
-            println!("{}", text().trim_end());
+            print_line(&text())?
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use super::analysis::Source;
 use crate::LabError;
 use crate::analysis::export::csv;
+use crate::cli::output::print;
 
 /// Arguments of `aisp bench export`.
 #[derive(Debug, Args)]
@@ -41,7 +42,7 @@ impl Export {
         };
         match &self.output {
             Some(path) => std::fs::write(path, text).map_err(LabError::io(path))?,
-            None => print!("{text}"),
+            None => print(&text)?,
         }
         Ok(ExitCode::SUCCESS)
     }

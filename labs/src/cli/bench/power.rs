@@ -8,6 +8,7 @@ use clap::Args;
 
 use crate::LabError;
 use crate::analysis::power::{POWERCAP, Power, watch};
+use crate::cli::output::{print_json, print_line};
 use crate::table::Table;
 use crate::units;
 
@@ -34,20 +35,18 @@ impl PowerArgs {
     pub fn run(self) -> Result<ExitCode, LabError> {
         let power = watch(Path::new(POWERCAP), Duration::from_secs_f64(self.seconds));
         if self.json {
-            let system = |error: serde_json::Error| LabError::System { what: "JSON", message: error.to_string() };
-            println!("{}", serde_json::to_string_pretty(&power).map_err(system)?);
+            print_json(&power)?;
             return Ok(ExitCode::SUCCESS);
         }
         match power {
-            Power::Unavailable { reason } => println!("power: unavailable ({reason})"),
+            Power::Unavailable { reason } => print_line(&format!("power: unavailable ({reason})"))?,
             Power::Measured { seconds, domains } => {
                 let mut table = Table::new(&["domain", "power", "energy"]);
                 for domain in domains {
                     let (watts, joules) = (units::digits(domain.watts), units::digits(domain.joules));
                     table.row([domain.name, format!("{watts} W"), format!("{joules} J")]);
                 }
-                print!("{table}");
-                println!("watched for {seconds:.2} s");
+                print_line(&format!("{table}watched for {seconds:.2} s"))?;
             }
         }
         Ok(ExitCode::SUCCESS)

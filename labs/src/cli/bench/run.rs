@@ -10,6 +10,7 @@ use serde_json::json;
 use super::{Folders, Targets, context};
 use crate::expectations::{self, Finding};
 use crate::harness::{Harness, HarnessConfig};
+use crate::live::LiveFile;
 use crate::progress::Bars;
 use crate::record::{LabRecord, RunRecord};
 use crate::stop::Stop;
@@ -61,6 +62,7 @@ impl Run {
             eprintln!("a debug build: figures mean nothing; use cargo run --release -p aisp");
         }
         let ceilings = artifacts::read_ceilings(&self.folders.artifacts, &manifest.device)?;
+        let live = LiveFile::new(&self.folders.artifacts, &manifest.run_id, Bars::default());
         let harness = Harness {
             config: HarnessConfig {
                 num_replicates: self.sampling.iterations as usize,
@@ -68,7 +70,7 @@ impl Run {
                 ceilings,
             },
             context,
-            progress: &Bars::default(),
+            progress: &live,
             stop: Stop::on_ctrl_c()?,
         };
         let mut run = RunRecord { manifest, labs: Vec::new(), partial: false };
