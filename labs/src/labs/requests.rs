@@ -121,17 +121,20 @@ impl RequestSet {
         hash.finish()
     }
 
-    /// Sends all requests through an engine, greedily, and takes all answers.
+    /// Sends all requests through an engine and takes all answers. Every other request is greedy, the rest draw with
+    /// seeds of their own, so that every part of the sampler works.
     ///
     /// Errors: the engine refused a request or failed.
     pub fn serve(&self, engine: &mut Engine) -> Result<Served, LabError> {
         let mut served = Served { answers: vec![Vec::new(); self.requests.len()], ..Served::default() };
         let mut prompt_logprobs = vec![Vec::new(); self.requests.len()];
         let mut first_id = None;
-        let mut waiting = self.requests.iter();
+        let mut waiting = self.requests.iter().enumerate();
         while waiting.len() > 0 || engine.has_unfinished() {
-            for planned in waiting.by_ref().take(self.mix.arrivals_per_step) {
+            for (index, planned) in waiting.by_ref().take(self.mix.arrivals_per_step) {
                 let params = SamplingParams {
+                    temperature: if index % 2 == 0 { 0.0 } else { 0.8 },
+                    seed: Some(index as u64),
                     ignore_eos: true,
                     prompt_logprobs: self.with_prompt_logprobs.then_some(0),
                     ..SamplingParams::greedy(planned.num_answer_tokens)
