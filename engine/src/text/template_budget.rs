@@ -14,7 +14,7 @@ use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 /// Work in bytes that one rendering of a chat template may do: text that it copies or prints, and
-/// [`NODE_BYTES`] for each element of a list or map that it walks.
+/// a fixed weight for each element of a list or map that it walks.
 pub const MAX_TEMPLATE_WORK_BYTES: u64 = 32 << 20;
 /// Instructions that one rendering may execute.
 pub(super) const MAX_INSTRUCTIONS: u64 = 1_000_000;
