@@ -77,7 +77,8 @@ def compare_tokens(peer_bin, model):
     servers = [
         start([ROOT / "target/release/aisp-serve", "--model", model, "--port", str(ours_port)], ours_port, "/ready"),
         start(
-            [peer_bin / "llama-server", "-m", model, "--port", str(theirs_port), "-t", "1", "-c", "2048", "-np", "1"],
+            [peer_bin / "llama-server", "-m", model, "--port", str(theirs_port), "-t", "1", "-c", "2048", "-np", "1",
+             "-ctk", "f32", "-ctv", "f32", "-fa", "off"],
             theirs_port,
             "/health",
         ),
