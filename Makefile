@@ -1,13 +1,12 @@
 # `make serve` and `make test` are all a newcomer needs; the rest saves typing.
 MODEL ?= story-12m
 PORT ?= 8000
-PYTHON ?= python3
 
 # Tests run a process each: one thread a process keeps them from fighting over the cores.
 TEST_ENV = RAYON_NUM_THREADS=1
 NEXTEST = $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || echo test --lib --bins --tests --examples)
 
-.PHONY: serve test build lint fetch bench clean
+.PHONY: serve test build lint fetch bench
 
 serve: build ## serve the built-in model with every optimization
 	target/release/aisp-serve --model $(MODEL) --port $(PORT) --optimizations all
