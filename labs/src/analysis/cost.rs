@@ -1,26 +1,15 @@
 //! Dollars per million tokens of measured rows, idle time paid.
 
+use bench_client::HOURLY_PRICES;
 use serde::Serialize;
 
 use super::rows::{Group, Row};
 use crate::LabError;
 use crate::tools::checks::{not_negative, refuse, share};
 
-/// Rent in dollars per hour, by the name that `--gpu` takes. Overridden by `--rate`.
-pub const PRICES_USD_PER_HOUR: [(&str, f64); 8] = [
-    ("B200", 5.00),
-    ("H200", 4.00),
-    ("H100", 3.50),
-    ("A100", 2.00),
-    ("L40S", 1.50),
-    ("A10G", 1.00),
-    ("T4", 0.50),
-    ("CPU", 0.10),
-];
-
 /// The price of a device by name, whatever its case.
 pub fn price_usd_per_hour(name: &str) -> Option<f64> {
-    PRICES_USD_PER_HOUR.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, price)| *price)
+    HOURLY_PRICES.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, price)| *price)
 }
 
 /// What hardware costs and how much of the time it serves.
@@ -37,7 +26,7 @@ impl Tariff {
     ///
     /// Errors: a name that the list does not have, a rate below 0, a utilization outside (0, 1].
     pub fn new(name: &str, usd_per_hour: Option<f64>, utilization: f64) -> Result<Self, LabError> {
-        let names = || PRICES_USD_PER_HOUR.map(|(name, _)| name).join(", ");
+        let names = || HOURLY_PRICES.map(|(name, _)| name).join(", ");
         let Some(usd_per_hour) = usd_per_hour.or_else(|| price_usd_per_hour(name)) else {
             return refuse(format!("no price for {name:?}, only for {}: give a rate", names()));
         };
