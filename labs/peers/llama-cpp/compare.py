@@ -5,7 +5,10 @@
     labs/peers/llama-cpp/setup.sh DIR
     labs/peers/llama-cpp/compare.py DIR/llama/bin MODEL.gguf TEXT_FILE
 
-Tokens may part where the two best logits are within 0.05 nat, for arithmetic differs; perplexity within 0.3 %.
+Tokens may part where the two best logits are within 0.05 nat, for arithmetic differs; perplexity within 0.3 %. On a file
+of quantized weights both engines round activations to 8 bits, and tokens part at up to what that rounding moves them:
+`rounding.py` measures it. The file that `llama-quantize --allow-requantize MODEL.gguf EXACT.gguf F32` makes has the
+same weights without that rounding: there every answer must be equal.
 """
 import json
 import pathlib

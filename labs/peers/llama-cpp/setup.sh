@@ -19,6 +19,6 @@ fi
 source=$(echo "$dir"/llama_cpp_python-*/vendor/llama.cpp)
 cmake -S "$source" -B "$dir/llama" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF \
   -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF >/dev/null
-cmake --build "$dir/llama" --target llama-server llama-perplexity
+cmake --build "$dir/llama" --target llama-server llama-perplexity llama-quantize
 head -c 20000 "$source/tools/server/README-dev.md" >"$dir/text.txt"
 echo "$dir/llama/bin"
