@@ -8,12 +8,12 @@ use crate::error::EngineError;
 use crate::loader::{self, Checkpoint, LoadOptions, ModelSource, available_memory_bytes};
 use crate::model::{Decoder, ModelConfig};
 use crate::optimizations::Selection;
-use crate::runner::DecoderRunner;
+use crate::runner::{DecoderRunner, ModelRunner};
 use crate::scheduler::SchedulerConfig;
 use crate::text::{ChatTemplate, Tokenizer, TokenizerSource};
 
 /// The KV cache takes this part of the free memory at most when its size is not given.
-const KV_FREE_MEMORY_DIVISOR: u64 = 4;
+const KV_FREE_MEMORY_SHARE: f64 = 0.25;
 
 /// The same where the system does not say how much memory is free.
 const FALLBACK_KV_BYTES: u64 = 1 << 30;
@@ -35,7 +35,10 @@ pub struct EngineBuilder {
     max_model_len: Option<usize>,
     max_num_seqs: usize,
     max_num_batched_tokens: usize,
+    prefill_chunk_tokens: usize,
     kv_cache_memory_bytes: Option<u64>,
+    num_kv_slots: Option<usize>,
+    memory_utilization: Option<f64>,
     seed: u64,
     load: LoadOptions,
 }
@@ -48,7 +51,10 @@ impl Default for EngineBuilder {
             max_model_len: None,
             max_num_seqs: 256,
             max_num_batched_tokens: 2048,
+            prefill_chunk_tokens: 64,
             kv_cache_memory_bytes: None,
+            num_kv_slots: None,
+            memory_utilization: None,
             seed: 0,
             load: LoadOptions::default(),
         }
@@ -86,9 +92,27 @@ impl EngineBuilder {
         self
     }
 
+    /// Prompt tokens that `chunked-prefill` takes into a step with running answers; 64 unless said.
+    pub fn prefill_chunk_tokens(mut self, prefill_chunk_tokens: usize) -> Self {
+        self.prefill_chunk_tokens = prefill_chunk_tokens;
+        self
+    }
+
     /// Bytes of the KV cache; unless said, room for `max_num_seqs` full contexts within a quarter of the free memory.
     pub fn kv_cache_memory_bytes(mut self, bytes: Option<u64>) -> Self {
         self.kv_cache_memory_bytes = bytes;
+        self
+    }
+
+    /// Part of the free memory that the KV cache may take, above 0 and at most 1; a quarter unless said.
+    pub fn memory_utilization(mut self, share: Option<f64>) -> Self {
+        self.memory_utilization = share;
+        self
+    }
+
+    /// Token slots of the KV cache, in place of its bytes.
+    pub fn num_kv_slots(mut self, num_kv_slots: Option<usize>) -> Self {
+        self.num_kv_slots = num_kv_slots;
         self
     }
 
@@ -121,12 +145,29 @@ impl EngineBuilder {
     ///
     /// Errors: a setting out of range, a model that cannot be read, a cache that does not fit.
     pub fn build(self) -> Result<Engine, EngineError> {
+        self.build_around(|runner| runner)
+    }
+
+    /// The same with something around the runner, such as a recorder or a fault.
+    ///
+    /// Errors: as [`EngineBuilder::build`].
+    pub fn build_around(
+        self,
+        wrap: impl FnOnce(Box<dyn ModelRunner>) -> Box<dyn ModelRunner>,
+    ) -> Result<Engine, EngineError> {
         at_least_one("--max-num-seqs", self.max_num_seqs)?;
         at_least_one("--max-num-batched-tokens", self.max_num_batched_tokens)?;
+        at_least_one("--prefill-chunk-tokens", self.prefill_chunk_tokens)?;
+        if let Some(share) = self.memory_utilization
+            && !(share > 0.0 && share <= 1.0)
+        {
+            let message = format!("must be above 0 and at most 1, got {share}");
+            return Err(EngineError::InvalidSetting { name: "--gpu-memory-utilization", message });
+        }
         let checkpoint = loader::load(&self.model, &self.load)?;
         let dtype = self.load.compute_dtype()?;
         let (max_model_len, num_kv_slots) = self.size_cache(&checkpoint.config, dtype)?;
-        self.assemble(checkpoint, dtype, max_model_len, num_kv_slots)
+        self.assemble(checkpoint, dtype, max_model_len, num_kv_slots, wrap)
     }
 
     /// Context length and token slots of the cache.
@@ -140,10 +181,12 @@ impl EngineBuilder {
             return Err(EngineError::InvalidSetting { name: "--max-model-len", message });
         }
         let budget_bytes = self.kv_cache_memory_bytes.unwrap_or_else(|| {
-            available_memory_bytes().map_or(FALLBACK_KV_BYTES, |free| free / KV_FREE_MEMORY_DIVISOR)
+            let share = self.memory_utilization.unwrap_or(KV_FREE_MEMORY_SHARE);
+            available_memory_bytes().map_or(FALLBACK_KV_BYTES, |free| (free as f64 * share) as u64)
         });
         let tile = aisp_kernels::attention::KV_TILE;
-        let affordable = usize::try_from(budget_bytes / slot_bytes).unwrap_or(usize::MAX) / tile * tile;
+        let affordable = usize::try_from(budget_bytes / slot_bytes).unwrap_or(usize::MAX);
+        let affordable = self.num_kv_slots.unwrap_or(affordable) / tile * tile;
         let max_model_len = self.max_model_len.unwrap_or(claimed.min(affordable));
         // Whole tiles: attention reads up to the end of the last one.
         let full_context = max_model_len.next_multiple_of(tile);
@@ -152,7 +195,8 @@ impl EngineBuilder {
             return Err(EngineError::KvCacheTooSmall { total_tokens: affordable, max_model_len, needed_bytes });
         }
         let wanted = full_context.saturating_mul(self.max_num_seqs);
-        let num_kv_slots = if self.kv_cache_memory_bytes.is_some() { affordable } else { affordable.min(wanted) };
+        let fixed = self.kv_cache_memory_bytes.is_some() || self.num_kv_slots.is_some();
+        let num_kv_slots = if fixed { affordable } else { affordable.min(wanted) };
         Ok((max_model_len, num_kv_slots))
     }
 
@@ -162,10 +206,12 @@ impl EngineBuilder {
         dtype: DType,
         max_model_len: usize,
         num_kv_slots: usize,
+        wrap: impl FnOnce(Box<dyn ModelRunner>) -> Box<dyn ModelRunner>,
     ) -> Result<Engine, EngineError> {
         let config = &checkpoint.config;
         let device = &self.load.device;
-        let context = BuildContext { config, dtype, device, num_kv_slots };
+        let context =
+            BuildContext { config, dtype, device, num_kv_slots, prefill_chunk_tokens: self.prefill_chunk_tokens };
         let components = Components::build(&self.optimizations.plan(), &context)?;
         let model = Decoder::new(config, &mut checkpoint.weights, max_model_len, dtype, device)?;
         let tokenizer = match checkpoint.tokenizer {
@@ -186,9 +232,9 @@ impl EngineBuilder {
                 kv_cache_bytes: num_kv_slots as u64 * kv_bytes_per_token(config, dtype),
                 device: format!("{}, {}", if device.is_cpu() { "cpu" } else { "cuda" }, dtype.as_str()),
             },
-            runner: Box::new(DecoderRunner::new(model, components.kv_store)),
+            runner: wrap(Box::new(DecoderRunner::new(model, components.kv_store))),
             kv: components.kv_manager,
-            admission: components.admission,
+            policies: components.policies,
             sampler: components.sampler,
             scheduler: SchedulerConfig {
                 max_num_seqs: self.max_num_seqs,
@@ -198,6 +244,7 @@ impl EngineBuilder {
             tokenizer,
             chat_template,
             seed: self.seed,
+            clock: Box::new(std::time::Instant::now),
         }))
     }
 }

@@ -7,10 +7,12 @@ use crate::components::Engagement;
 use crate::error::EngineError;
 use crate::kv_cache::{KvCacheManager, KvUsage};
 use crate::optimizations::{Exactness, Optimization, Selection};
-use crate::request::{FinishReason, GeneratedToken, Request, RequestError, RequestId, RequestOutput, TokenId};
-use crate::runner::{ModelRunner, SequenceInput, StepInput};
+use crate::request::{
+    FinishReason, GeneratedToken, Request, RequestError, RequestId, RequestOutput, SamplingParams, TokenId,
+};
+use crate::runner::{ModelRunner, StepInput};
 use crate::sampler::{self, Sampler};
-use crate::scheduler::{AdmissionPolicy, Batch, Scheduler, SchedulerConfig, SchedulerCounters};
+use crate::scheduler::{Batch, Scheduler, SchedulerConfig, SchedulerCounters, SchedulerPolicies, WaitingReason};
 use crate::sequence::Sequence;
 use crate::text::{ChatTemplate, Tokenizer};
 
@@ -42,6 +44,9 @@ pub struct ModelInfo {
     pub device: String,
 }
 
+/// Tells the time. A simulation brings its own.
+pub type Clock = Box<dyn Fn() -> Instant + Send>;
+
 /// The parts an engine is made of; [`EngineBuilder`] puts them together.
 pub struct EngineParts {
     /// What is served.
@@ -50,8 +55,8 @@ pub struct EngineParts {
     pub runner: Box<dyn ModelRunner>,
     /// Hands out cache slots.
     pub kv: Box<dyn KvCacheManager>,
-    /// Decides who joins.
-    pub admission: Box<dyn AdmissionPolicy>,
+    /// Decides who joins, and with how much of a prompt.
+    pub policies: SchedulerPolicies,
     /// Draws tokens.
     pub sampler: Box<dyn Sampler>,
     /// Bounds of a step.
@@ -64,6 +69,8 @@ pub struct EngineParts {
     pub chat_template: Option<ChatTemplate>,
     /// Feeds requests without a seed of their own.
     pub seed: u64,
+    /// [`Instant::now`], but for simulations.
+    pub clock: Clock,
 }
 
 /// An inference engine. See the crate's example.
@@ -78,6 +85,7 @@ pub struct Engine {
     tokenizer: Option<Tokenizer>,
     chat_template: Option<ChatTemplate>,
     seed: u64,
+    clock: Clock,
     next_id: u64,
     num_steps: u64,
     last_step: Option<StepStats>,
@@ -102,6 +110,8 @@ pub struct EngineStats {
     pub num_requests_running: usize,
     /// Sequences that wait for room.
     pub num_requests_waiting: usize,
+    /// Why the first of them waits.
+    pub waiting_reason: Option<WaitingReason>,
     /// How full the cache is.
     pub kv: KvUsage,
     /// The scheduler's totals.
@@ -154,12 +164,13 @@ impl Engine {
             runner: parts.runner,
             kv: parts.kv,
             sampler: parts.sampler,
-            scheduler: Scheduler::new(parts.scheduler, parts.admission),
+            scheduler: Scheduler::new(parts.scheduler, parts.policies),
             selection: parts.selection,
             engagement: Engagement::default(),
             tokenizer: parts.tokenizer,
             chat_template: parts.chat_template,
             seed: parts.seed,
+            clock: parts.clock,
             next_id: 0,
             num_steps: 0,
             last_step: None,
@@ -172,11 +183,38 @@ impl Engine {
     /// Errors: a parameter out of range, or a request that could never run.
     pub fn add_request(&mut self, request: Request) -> Result<RequestId, RequestError> {
         self.check(&request)?;
+        let sequence = self.sequence(request);
+        let id = sequence.id;
+        self.scheduler.add(sequence);
+        Ok(id)
+    }
+
+    /// Takes a request whose prompt is answered once for each of `params`. The prompt is computed once; where the cache
+    /// can share blocks, the answers share it until they part.
+    ///
+    /// Errors: as [`Engine::add_request`]; then none is taken.
+    pub fn add_parallel(
+        &mut self,
+        request: Request,
+        params: Vec<SamplingParams>,
+    ) -> Result<Vec<RequestId>, RequestError> {
+        let requests: Vec<Request> = params.into_iter().map(|params| Request { params, ..request.clone() }).collect();
+        for request in &requests {
+            self.check(request)?;
+        }
+        let mut sequences = requests.into_iter().map(|request| self.sequence(request));
+        let Some(mut leader) = sequences.next() else { return Ok(Vec::new()) };
+        leader.forks = sequences.collect();
+        let ids = std::iter::once(&leader).chain(&leader.forks).map(|sequence| sequence.id).collect();
+        self.scheduler.add(leader);
+        Ok(ids)
+    }
+
+    fn sequence(&mut self, request: Request) -> Sequence {
         let id = RequestId(self.next_id);
         self.next_id += 1;
         let seed = self.seed.wrapping_add(id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        self.scheduler.add(Sequence::new(id, request, seed, self.info.max_model_len));
-        Ok(id)
+        Sequence::new(id, request, seed, self.info.max_model_len)
     }
 
     fn check(&self, request: &Request) -> Result<(), RequestError> {
@@ -221,26 +259,26 @@ impl Engine {
     ///
     /// Errors: the model failed; requests under way are lost and the engine should be dropped.
     pub fn step(&mut self) -> Result<Vec<RequestOutput>, EngineError> {
-        let started = Instant::now();
+        let started = (self.clock)();
         let mut outputs = std::mem::take(&mut self.undelivered);
         let batch = self.scheduler.schedule(self.kv.as_mut(), started);
         if batch.sequences.is_empty() {
             return Ok(outputs);
         }
-        let input = StepInput::prepare(&batch, self.scheduler.running(), self.kv.as_ref());
+        let input = StepInput::prepare(&batch, self.scheduler.running(), self.kv.as_mut());
         let logits = self.runner.execute(&input, &mut self.engagement)?.to_vec2::<f32>()?;
         self.update(&batch, &input, logits, &mut outputs)?;
         self.num_steps += 1;
         self.last_step = Some(StepStats {
             num_tokens: batch.num_tokens,
             num_sequences: batch.sequences.len(),
-            duration: started.elapsed(),
+            duration: (self.clock)().saturating_duration_since(started),
         });
         debug_assert_eq!(self.kv.check_integrity(), Ok(()));
         Ok(outputs)
     }
 
-    /// Samples a token for each sequence of the step and ends those that are done.
+    /// Samples a token for each sequence whose tokens are all computed, and ends those that are done.
     fn update(
         &mut self,
         batch: &Batch,
@@ -248,26 +286,50 @@ impl Engine {
         mut logits: Vec<Vec<f32>>,
         outputs: &mut Vec<RequestOutput>,
     ) -> Result<(), EngineError> {
+        let now = (self.clock)();
+        let mut forks = Vec::new();
         for (scheduled, part) in batch.sequences.iter().zip(&input.sequences) {
             let sequence = &mut self.scheduler.running_mut()[scheduled.running_idx];
+            let first_position = sequence.num_computed_tokens;
             sequence.num_computed_tokens += scheduled.num_new_tokens;
-            let prompt_logprobs = prompt_logprobs(sequence, part, &logits);
-            let Some(row) = logits.get_mut(part.logits.end - 1) else { continue };
-            let sampled = sampler::sample(row, sequence, &self.info.eos_token_ids, self.sampler.as_mut())
-                .map_err(|_| EngineError::NotANumber { id: sequence.id })?;
-            sequence.push(sampled.id, Instant::now());
-            outputs.push(RequestOutput {
-                id: sequence.id,
-                finish: finish_reason(sequence, sampled.id, &self.info.eos_token_ids),
-                timings: sequence.timings(),
-                tokens: vec![GeneratedToken { id: sampled.id, logprobs: sampled.logprobs }],
-                prompt_logprobs,
-            });
+            self.kv.commit(sequence.id, &sequence.tokens[..sequence.num_computed_tokens]);
+            collect_prompt_logprobs(sequence, first_position, &logits[part.logits.clone()]);
+            if sequence.num_uncomputed_tokens() > 0 {
+                continue;
+            }
+            let Some(row) = part.logits.end.checked_sub(1).and_then(|last| logits.get_mut(last)) else { continue };
+            for mut fork in std::mem::take(&mut sequence.forks) {
+                if !self.kv.fork(sequence.id, fork.id, sequence.num_computed_tokens) {
+                    forks.push((fork, false));
+                    continue;
+                }
+                fork.follow(sequence);
+                outputs.push(next_token(
+                    &mut row.clone(),
+                    &mut fork,
+                    &self.info.eos_token_ids,
+                    self.sampler.as_mut(),
+                    now,
+                )?);
+                forks.push((fork, true));
+            }
+            outputs.push(next_token(row, sequence, &self.info.eos_token_ids, self.sampler.as_mut(), now)?);
+        }
+        for (fork, shares) in forks {
+            match shares {
+                true => self.scheduler.add_fork(fork, self.kv.as_mut()),
+                false => self.scheduler.add(fork),
+            }
         }
         for output in outputs.iter().filter(|output| output.finish.is_some()) {
             self.scheduler.remove(output.id, self.kv.as_mut());
         }
         Ok(())
+    }
+
+    /// Forgets every known prompt beginning. Returns false, and forgets nothing, while requests run.
+    pub fn reset_prefix_cache(&mut self) -> bool {
+        self.kv.reset_prefix_cache()
     }
 
     /// Keeps outputs for the next [`Engine::step`]; for callers that wait for one request among several.
@@ -295,6 +357,7 @@ impl Engine {
         EngineStats {
             num_requests_running: self.scheduler.running().len(),
             num_requests_waiting: self.scheduler.num_waiting(),
+            waiting_reason: self.scheduler.waiting_reason(),
             kv: self.kv.usage(),
             scheduler: self.scheduler.counters(),
             num_steps: self.num_steps,
@@ -312,6 +375,8 @@ impl Engine {
         let requested = self.selection.contains(optimization);
         let count = match optimization {
             Optimization::ContinuousBatching if requested => self.scheduler.counters().num_joined_running_batch,
+            Optimization::ChunkedPrefill if requested => self.scheduler.counters().num_chunks,
+            Optimization::PrefixCache => self.scheduler.counters().num_prefix_hit_tokens,
             Optimization::FastSampler => self.sampler.num_engaged(),
             _ => self.engagement.count(optimization),
         };
@@ -337,18 +402,35 @@ impl Engine {
     }
 }
 
-fn prompt_logprobs(
+/// Adds the log-probabilities that a part of a prompt brought. Row i is that of position `first_position` + i and
+/// predicts the token after it.
+fn collect_prompt_logprobs(sequence: &mut Sequence, first_position: usize, rows: &[Vec<f32>]) {
+    let (Some(count), Some(logprobs)) = (sequence.params.prompt_logprobs, &mut sequence.prompt_logprobs) else {
+        return;
+    };
+    let predicted = &sequence.tokens[..sequence.num_prompt_tokens];
+    let predicted = predicted.iter().skip(first_position + 1);
+    logprobs.extend(rows.iter().zip(predicted).map(|(row, &token)| sampler::prompt_logprobs(row, token, count)));
+}
+
+/// Samples the token after a sequence's last one.
+fn next_token(
+    logits: &mut [f32],
     sequence: &mut Sequence,
-    part: &SequenceInput,
-    logits: &[Vec<f32>],
-) -> Option<Vec<crate::TokenLogprobs>> {
-    let count = sequence.params.prompt_logprobs?;
-    if !std::mem::take(&mut sequence.owes_prompt_logprobs) {
-        return None;
-    }
-    // Row i predicts prompt token i + 1.
-    let rows = logits[part.logits.clone()].iter().zip(&sequence.tokens[1..sequence.num_prompt_tokens]);
-    Some(rows.map(|(row, &token)| sampler::prompt_logprobs(row, token, count)).collect())
+    eos_token_ids: &[TokenId],
+    sampler: &mut dyn Sampler,
+    now: Instant,
+) -> Result<RequestOutput, EngineError> {
+    let sampled = sampler::sample(logits, sequence, eos_token_ids, sampler)
+        .map_err(|_| EngineError::NotANumber { id: sequence.id })?;
+    sequence.push(sampled.id, now);
+    Ok(RequestOutput {
+        id: sequence.id,
+        finish: finish_reason(sequence, sampled.id, eos_token_ids),
+        timings: sequence.timings(),
+        tokens: vec![GeneratedToken { id: sampled.id, logprobs: sampled.logprobs }],
+        prompt_logprobs: sequence.prompt_logprobs.take(),
+    })
 }
 
 fn finish_reason(sequence: &Sequence, token: TokenId, eos_token_ids: &[TokenId]) -> Option<FinishReason> {

@@ -34,6 +34,7 @@ pub mod loader;
 pub mod model;
 pub mod optimizations;
 mod plan;
+pub mod prefix_cache;
 mod request;
 pub mod runner;
 pub mod sampler;
@@ -43,12 +44,12 @@ pub mod text;
 
 pub use builder::EngineBuilder;
 pub use components::{BuildContext, Components, Engagement};
-pub use engine::{Engine, EngineParts, EngineStats, ModelInfo, OptimizationStatus, StepStats};
+pub use engine::{Clock, Engine, EngineParts, EngineStats, ModelInfo, OptimizationStatus, StepStats};
 pub use error::EngineError;
 pub use generate::{Completion, CompletionDelta, CompletionStream};
 pub use loader::ModelSource;
 pub use optimizations::{Optimization, Selection, SelectionError};
-pub use plan::{KvLayout, Plan, SamplerKind, SchedulerKind};
+pub use plan::{KvLayout, Plan, PrefillKind, PrefixReuse, SamplerKind, SchedulerKind};
 pub use request::{
     FinishReason, GeneratedToken, MAX_LOGPROBS, Request, RequestError, RequestId, RequestOutput, RequestTimings,
     SamplingParams, TokenId, TokenLogprobs,

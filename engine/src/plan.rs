@@ -5,16 +5,25 @@
 pub struct Plan {
     /// Who runs in a step.
     pub scheduler: SchedulerKind,
+    /// How much of a prompt runs in a step.
+    pub prefill: PrefillKind,
     /// How the KV cache is laid out.
     pub kv_layout: KvLayout,
+    /// What becomes of computed prompts.
+    pub prefix_reuse: PrefixReuse,
     /// How a token is drawn.
     pub sampler: SamplerKind,
 }
 
 impl Plan {
     /// The plain choice everywhere.
-    pub const BASELINE: Self =
-        Self { scheduler: SchedulerKind::StaticBatching, kv_layout: KvLayout::Contiguous, sampler: SamplerKind::Sort };
+    pub const BASELINE: Self = Self {
+        scheduler: SchedulerKind::StaticBatching,
+        prefill: PrefillKind::WholePrompt,
+        kv_layout: KvLayout::Contiguous,
+        prefix_reuse: PrefixReuse::None,
+        sampler: SamplerKind::Sort,
+    };
 }
 
 /// Choices of the scheduler slot.
@@ -24,6 +33,24 @@ pub enum SchedulerKind {
     StaticBatching,
     /// Sequences join at any step.
     ContinuousBatching,
+}
+
+/// Choices of the prefill slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PrefillKind {
+    /// All of a prompt in one step.
+    WholePrompt,
+    /// A part of it beside running answers.
+    Chunked,
+}
+
+/// Choices of the prefix reuse slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PrefixReuse {
+    /// Every prompt is computed from its beginning.
+    None,
+    /// Full blocks are found again by their tokens.
+    BlockChain,
 }
 
 /// Choices of the KV layout slot.

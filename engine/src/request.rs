@@ -1,6 +1,7 @@
 //! What a caller asks for and what comes back: requests, sampling parameters, outputs. Token ids only; text belongs to
 //! [`crate::text`].
 
+use std::sync::Arc;
 use std::time::Instant;
 
 /// A token of the model's vocabulary.
@@ -25,12 +26,16 @@ pub struct Request {
     pub params: SamplingParams,
     /// When the caller received it: queueing time counts from here.
     pub arrival: Instant,
+    /// Lower goes first; among equals the earlier one.
+    pub priority: i32,
+    /// Prompts share computed blocks only with those of the same salt.
+    pub cache_salt: Option<Arc<str>>,
 }
 
 impl Request {
-    /// A request that arrives now.
+    /// A request of ordinary priority that arrives now.
     pub fn new(prompt: Vec<TokenId>, params: SamplingParams) -> Self {
-        Self { prompt, params, arrival: Instant::now() }
+        Self { prompt, params, arrival: Instant::now(), priority: 0, cache_salt: None }
     }
 }
 

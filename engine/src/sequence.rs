@@ -1,8 +1,9 @@
 //! One request while the engine works on it: its tokens and how far they are computed.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use crate::{Request, RequestId, RequestTimings, SamplingParams, TokenId};
+use crate::{Request, RequestId, RequestTimings, SamplingParams, TokenId, TokenLogprobs};
 
 /// A request's state between steps.
 #[derive(Debug, Clone)]
@@ -21,8 +22,16 @@ pub struct Sequence {
     pub seed: u64,
     /// Prompt and answer together may not grow beyond this.
     pub max_total_tokens: usize,
-    /// Whether prompt log-probabilities are still owed.
-    pub owes_prompt_logprobs: bool,
+    /// Lower goes first; among equals the earlier one.
+    pub priority: i32,
+    /// Prompts share computed blocks only with those of the same salt.
+    pub cache_salt: Option<Arc<str>>,
+    /// Prompt log-probabilities so far, while they are owed.
+    pub prompt_logprobs: Option<Vec<TokenLogprobs>>,
+    /// Other answers to the same prompt, which go their own ways once it is computed.
+    pub forks: Vec<Sequence>,
+    /// Tokens that the step under way computes.
+    pub num_scheduled_tokens: usize,
     arrival: Instant,
     first_scheduled: Option<Instant>,
     first_token: Option<Instant>,
@@ -32,14 +41,18 @@ pub struct Sequence {
 impl Sequence {
     /// Starts a request; `seed` is used when the request names none.
     pub fn new(id: RequestId, request: Request, seed: u64, max_model_len: usize) -> Self {
-        let Request { prompt, params, arrival } = request;
+        let Request { prompt, params, arrival, priority, cache_salt } = request;
         Self {
             id,
             num_prompt_tokens: prompt.len(),
             num_computed_tokens: 0,
             seed: params.seed.unwrap_or(seed),
             max_total_tokens: prompt.len().saturating_add(params.max_tokens).min(max_model_len),
-            owes_prompt_logprobs: params.prompt_logprobs.is_some(),
+            priority,
+            cache_salt,
+            prompt_logprobs: params.prompt_logprobs.map(|_| Vec::new()),
+            forks: Vec::new(),
+            num_scheduled_tokens: 0,
             tokens: prompt,
             params,
             arrival,
@@ -47,6 +60,35 @@ impl Sequence {
             first_token: None,
             last_token: None,
         }
+    }
+
+    /// Its place among others: lower goes first.
+    pub fn rank(&self) -> (i32, RequestId) {
+        (self.priority, self.id)
+    }
+
+    /// Forgets what was computed, not what was generated.
+    pub fn start_over(&mut self) {
+        self.num_computed_tokens = 0;
+        self.num_scheduled_tokens = 0;
+        if let Some(logprobs) = &mut self.prompt_logprobs {
+            logprobs.clear();
+        }
+    }
+
+    /// Starts a fork where its leader stands: the prompt is computed, nothing is generated.
+    pub fn follow(&mut self, leader: &Sequence) {
+        self.num_computed_tokens = leader.num_computed_tokens;
+        self.first_scheduled = leader.first_scheduled;
+        if self.prompt_logprobs.is_some() {
+            self.prompt_logprobs.clone_from(&leader.prompt_logprobs);
+        }
+    }
+
+    /// Takes out one of its forks.
+    pub fn take_fork(&mut self, id: RequestId) -> Option<Sequence> {
+        let at = self.forks.iter().position(|fork| fork.id == id)?;
+        Some(self.forks.remove(at))
     }
 
     /// Tokens so far, prompt and answer.

@@ -57,6 +57,14 @@ pub struct Args {
     #[arg(long, value_name = "TOKENS", default_value_t = 2048, help_heading = "Engine")]
     pub max_num_batched_tokens: usize,
 
+    /// Prompt tokens that `chunked-prefill` takes into a step with running answers: fewer keep those more even
+    #[arg(long, value_name = "TOKENS", default_value_t = 64, help_heading = "Engine")]
+    pub prefill_chunk_tokens: usize,
+
+    /// Part of the free memory that the KV cache may take, above 0 and at most 1 [default: 0.25 on CPU]
+    #[arg(long, value_name = "SHARE", conflicts_with = "kv_cache_memory_bytes", help_heading = "Engine")]
+    pub gpu_memory_utilization: Option<f64>,
+
     /// Bytes of the KV cache [default: room for --max-num-seqs contexts within a quarter of the free memory]
     #[arg(long, value_name = "BYTES", help_heading = "Engine")]
     pub kv_cache_memory_bytes: Option<u64>,
@@ -170,6 +178,8 @@ impl Args {
             .max_model_len(self.max_model_len)
             .max_num_seqs(self.max_num_seqs)
             .max_num_batched_tokens(self.max_num_batched_tokens)
+            .prefill_chunk_tokens(self.prefill_chunk_tokens)
+            .memory_utilization(self.gpu_memory_utilization)
             .kv_cache_memory_bytes(self.kv_cache_memory_bytes)
             .seed(self.seed)
             .dtype(dtype)

@@ -11,8 +11,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use aisp_engine::{Engine, EngineError, OptimizationStatus, Request, RequestError, RequestId, RequestOutput};
+use aisp_engine::{
+    Engine, EngineError, OptimizationStatus, Request, RequestError, RequestId, RequestOutput, SamplingParams,
+};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 
 use crate::error::ApiError;
 use crate::lifecycle::{Lifecycle, Phase};
@@ -46,8 +49,18 @@ pub enum Event {
 type SubmissionId = u64;
 
 enum Command {
-    Add { id: SubmissionId, requests: Vec<Request>, events: UnboundedSender<Event> },
+    Add { id: SubmissionId, prompts: Vec<Prompt>, events: UnboundedSender<Event> },
     Abort { id: SubmissionId, sequence: Option<usize> },
+    ResetPrefixCache { reply: oneshot::Sender<bool> },
+}
+
+/// A prompt and a set of parameters for each of its answers.
+#[derive(Debug, Clone)]
+pub struct Prompt {
+    /// The prompt; its own parameters do not count.
+    pub request: Request,
+    /// One set an answer.
+    pub params: Vec<SamplingParams>,
 }
 
 /// The way to the engine. Cheap to clone.
@@ -69,13 +82,13 @@ impl EngineHandle {
     /// Queues sequences that belong together. What becomes of them is the first event.
     ///
     /// Errors: the engine is gone, or has more commands waiting than it has room for.
-    pub fn submit(&self, requests: Vec<Request>) -> Result<Submission, ApiError> {
+    pub fn submit(&self, prompts: Vec<Prompt>) -> Result<Submission, ApiError> {
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, events) = unbounded_channel();
         lock(&self.shared.listeners).insert(id, sender.clone());
         // From here on dropping the submission cleans up.
         let submission = Submission { id, events, handle: self.clone() };
-        match self.commands.try_send(Command::Add { id, requests, events: sender }) {
+        match self.commands.try_send(Command::Add { id, prompts, events: sender }) {
             Ok(()) => Ok(submission),
             Err(std::sync::mpsc::TrySendError::Full(_)) => Err(ApiError::Busy { what: "--max-num-queued-reqs" }),
             Err(std::sync::mpsc::TrySendError::Disconnected(_)) => Err(ApiError::EngineFailed),
@@ -85,6 +98,18 @@ impl EngineHandle {
     /// Requested and engaged, as of the last step that ended a sequence or a quarter of a second ago.
     pub fn optimizations(&self) -> Arc<[OptimizationStatus]> {
         Arc::clone(&lock(&self.shared.optimizations))
+    }
+
+    /// Forgets every known prompt beginning; false while requests run.
+    ///
+    /// Errors: the engine is gone, or has more commands waiting than it has room for.
+    pub async fn reset_prefix_cache(&self) -> Result<bool, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        match self.commands.try_send(Command::ResetPrefixCache { reply }) {
+            Ok(()) => answer.await.map_err(|_| ApiError::EngineFailed),
+            Err(std::sync::mpsc::TrySendError::Full(_)) => Err(ApiError::Busy { what: "--max-num-queued-reqs" }),
+            Err(std::sync::mpsc::TrySendError::Disconnected(_)) => Err(ApiError::EngineFailed),
+        }
     }
 
     /// Ends every submission with this error, whatever the engine is doing.
@@ -257,16 +282,20 @@ impl EngineThread {
 
     fn take(&mut self, command: Command) {
         match command {
-            Command::Add { id, requests, events } => self.add(id, requests, events),
+            Command::Add { id, prompts, events } => self.add(id, prompts, events),
             Command::Abort { id, sequence } => self.abort(id, sequence),
+            Command::ResetPrefixCache { reply } => {
+                // A client that is gone does not want to know.
+                let _ = reply.send(self.engine.reset_prefix_cache());
+            }
         }
     }
 
-    fn add(&mut self, submission: SubmissionId, requests: Vec<Request>, events: UnboundedSender<Event>) {
-        let mut ids = Vec::with_capacity(requests.len());
-        for request in requests {
-            match self.engine.add_request(request) {
-                Ok(id) => ids.push(id),
+    fn add(&mut self, submission: SubmissionId, prompts: Vec<Prompt>, events: UnboundedSender<Event>) {
+        let mut ids = Vec::with_capacity(prompts.len());
+        for Prompt { request, params } in prompts {
+            match self.engine.add_parallel(request, params) {
+                Ok(parallel) => ids.extend(parallel),
                 Err(error) => {
                     for id in ids {
                         self.engine.abort(id);

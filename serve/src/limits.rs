@@ -33,6 +33,8 @@ pub struct Limits {
     pub max_logit_biases: usize,
     /// Characters of a request id.
     pub max_request_id_chars: usize,
+    /// Bytes of a cache salt.
+    pub max_cache_salt_bytes: usize,
     /// Bytes of `chat_template_kwargs` and of each field of a message that only the template reads.
     pub max_template_json_bytes: usize,
 }
@@ -54,6 +56,7 @@ impl Default for Limits {
             max_stop_token_ids: 256,
             max_logit_biases: 1024,
             max_request_id_chars: 128,
+            max_cache_salt_bytes: 256,
             max_template_json_bytes: 64 << 10,
         }
     }

@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use aisp_engine::kv_cache::PagedManager;
+use aisp_engine::prefix_cache::BlockChain;
 use aisp_engine::runner::{MockFault, MockRunner};
 use aisp_engine::sampler::CandidateSampler;
-use aisp_engine::scheduler::{ContinuousBatching, SchedulerConfig};
+use aisp_engine::scheduler::{ChunkedPrefill, ContinuousBatching, SchedulerConfig, SchedulerPolicies};
 use aisp_engine::text::{ChatTemplate, GgufVocab, TextError, Tokenizer};
 use aisp_engine::{Engine, EngineError, EngineParts, ModelInfo, Selection};
 
@@ -73,8 +74,11 @@ impl MockEngine {
                 device: "mock".into(),
             },
             runner: Box::new(runner),
-            kv: Box::new(PagedManager::new(self.num_kv_slots)),
-            admission: Box::new(ContinuousBatching),
+            kv: Box::new(PagedManager::new(self.num_kv_slots, Box::new(BlockChain::default()))),
+            policies: SchedulerPolicies {
+                admission: Box::new(ContinuousBatching),
+                prefill: Box::new(ChunkedPrefill { chunk_tokens: 64 }),
+            },
             sampler: Box::new(CandidateSampler::default()),
             scheduler: SchedulerConfig {
                 max_num_seqs: self.max_num_seqs,
@@ -84,6 +88,7 @@ impl MockEngine {
             tokenizer: Some(tokenizer),
             chat_template: Some(ChatTemplate::new(TEMPLATE)?),
             seed: 0,
+            clock: Box::new(std::time::Instant::now),
         }))
     }
 }

@@ -65,8 +65,8 @@ async fn histograms_hold_what_happened() {
         assert_eq!(metric(&app, &format!("aisp_{series}_count")).await, count, "{series}");
     }
     assert_eq!(metric(&app, "aisp_request_generation_tokens_sum").await, 24.0);
-    // 2 + 1 prompts of 5 tokens, then one token a step: every token but the last of a sequence is computed once.
-    assert_eq!(metric(&app, "aisp_iteration_tokens_sum").await, 15.0 + 21.0);
+    // Two prompts of 5 tokens, for `n` answers share theirs, then one token a step: every token but the last of a sequence is computed once.
+    assert_eq!(metric(&app, "aisp_iteration_tokens_sum").await, 10.0 + 21.0);
     assert_eq!(metric(&app, r#"aisp_request_prompt_tokens_bucket{model_name="mock",le="5"}"#).await, 3.0);
 }
 

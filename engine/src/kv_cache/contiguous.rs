@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::{KvCacheManager, KvPlacement, KvUsage};
+use super::{BlockSharing, KvCacheManager, KvPlacement, KvUsage};
 use crate::RequestId;
 
 /// One consecutive run of slots a sequence.
@@ -43,6 +43,8 @@ impl ContiguousManager {
         }
     }
 }
+
+impl BlockSharing for ContiguousManager {}
 
 impl KvCacheManager for ContiguousManager {
     fn reserve(&mut self, id: RequestId, num_tokens: usize, max_tokens: usize) -> bool {

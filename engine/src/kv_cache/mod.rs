@@ -1,5 +1,6 @@
 //! Who owns which part of the KV cache. Pure bookkeeping over token slots: the runner owns the memory itself.
 
+mod block_pool;
 mod contiguous;
 mod paged;
 #[cfg(test)]
@@ -8,7 +9,9 @@ mod tests;
 pub use contiguous::ContiguousManager;
 pub use paged::PagedManager;
 
-use crate::RequestId;
+use std::sync::Arc;
+
+use crate::{RequestId, TokenId};
 
 /// Tokens in a block of the paged cache.
 pub const BLOCK_SIZE: usize = 16;
@@ -50,8 +53,45 @@ impl KvUsage {
     }
 }
 
+/// A block whose content the runner must copy before the next step writes anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// The block that has it.
+    pub from: BlockId,
+    /// The block that gets it.
+    pub to: BlockId,
+}
+
+/// Computed tokens that several sequences have in common. The defaults share nothing.
+pub trait BlockSharing {
+    /// Gives a new sequence the blocks of the longest known beginning of its tokens, and returns how many tokens that
+    /// is: at most all but the last. [`KvCacheManager::release`] takes them back.
+    fn attach_prefix(&mut self, _id: RequestId, _tokens: &[TokenId], _salt: Option<&Arc<str>>) -> usize {
+        0
+    }
+
+    /// Says that the keys and values of these first tokens of a sequence are computed.
+    fn commit(&mut self, _id: RequestId, _tokens: &[TokenId]) {}
+
+    /// Gives `child` the first `num_tokens` of `parent`; the side that writes first copies the last block. Returns
+    /// whether it did.
+    fn fork(&mut self, _parent: RequestId, _child: RequestId, _num_tokens: usize) -> bool {
+        false
+    }
+
+    /// Copies that are due, in order.
+    fn take_copies(&mut self) -> Vec<BlockCopy> {
+        Vec::new()
+    }
+
+    /// Forgets every known beginning. Returns false, and forgets nothing, while sequences hold blocks.
+    fn reset_prefix_cache(&mut self) -> bool {
+        true
+    }
+}
+
 /// Hands out token slots.
-pub trait KvCacheManager: Send {
+pub trait KvCacheManager: BlockSharing + Send {
     /// Makes room for the first `num_tokens` positions of a sequence that may grow to `max_tokens`. Returns false, and
     /// changes nothing, when the cache is too full. Asking for room that is there already costs nothing.
     fn reserve(&mut self, id: RequestId, num_tokens: usize, max_tokens: usize) -> bool;

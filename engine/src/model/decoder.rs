@@ -98,6 +98,9 @@ impl Decoder {
         for (index, layer) in self.layers.iter().enumerate() {
             hidden = layer.forward(&hidden, index, &rotary, input, kv, &self.config)?;
         }
+        if input.logit_rows.is_empty() {
+            return Tensor::zeros((0, self.config.vocab_size), DType::F32, &self.device);
+        }
         let hidden = select_rows(&hidden, &input.logit_rows)?; // [T, H] -> [R, H]
         let hidden = rms_norm(&hidden, &self.norm, self.config.rms_norm_eps)?;
         self.lm_head.forward(&hidden)?.to_dtype(DType::F32) // [R, H] -> [R, V]

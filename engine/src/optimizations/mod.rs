@@ -6,22 +6,27 @@ mod spec;
 pub use selection::{Selection, SelectionError};
 pub use spec::{Devices, Exactness, Saving, Slot, Spec};
 
-use crate::plan::{KvLayout, Plan, SamplerKind, SchedulerKind};
+use crate::plan::{KvLayout, Plan, PrefillKind, PrefixReuse, SamplerKind, SchedulerKind};
 
 /// A switch. Declaration order is application order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Optimization {
     /// Sequences join the batch at any step.
     ContinuousBatching,
+    /// Long prompts run in parts beside running answers.
+    ChunkedPrefill,
     /// The KV cache is handed out in blocks.
     PagedKv,
+    /// Prompts reuse the blocks of an earlier one with the same beginning.
+    PrefixCache,
     /// Tokens are drawn without sorting the vocabulary.
     FastSampler,
 }
 
 impl Optimization {
     /// Every optimization, in application order.
-    pub const ALL: [Self; 3] = [Self::ContinuousBatching, Self::PagedKv, Self::FastSampler];
+    pub const ALL: [Self; 5] =
+        [Self::ContinuousBatching, Self::ChunkedPrefill, Self::PagedKv, Self::PrefixCache, Self::FastSampler];
 
     /// Its entry in the registry.
     pub fn spec(self) -> Spec {
@@ -40,6 +45,20 @@ impl Optimization {
                 counts: "joined requests",
                 source: "Orca, OSDI 2022",
             },
+            Self::ChunkedPrefill => Spec {
+                name: "chunked-prefill",
+                summary: "a prompt is computed in parts beside running answers instead of halting them",
+                slot: Slot::Prefill,
+                baseline: "whole prompt",
+                saves: &[Saving::Time],
+                exactness: Exactness::Bitwise,
+                requires: &[],
+                conflicts: &[],
+                devices: Devices::All,
+                engages_when: "a prompt does not fit into one step",
+                counts: "parts of prompts",
+                source: "Sarathi-Serve, arXiv 2403.02310",
+            },
             Self::PagedKv => Spec {
                 name: "paged-kv",
                 summary: "the KV cache grows in blocks of 16 tokens instead of one run for the longest answer",
@@ -53,6 +72,20 @@ impl Optimization {
                 engages_when: "a token is stored",
                 counts: "tokens stored in blocks",
                 source: "PagedAttention, arXiv 2309.06180",
+            },
+            Self::PrefixCache => Spec {
+                name: "prefix-cache",
+                summary: "prompts with a known beginning reuse its blocks instead of computing it again",
+                slot: Slot::PrefixReuse,
+                baseline: "none",
+                saves: &[Saving::Time, Saving::Memory],
+                exactness: Exactness::Bitwise,
+                requires: &[Self::PagedKv],
+                conflicts: &[],
+                devices: Devices::All,
+                engages_when: "a prompt begins with 16 tokens or more of an earlier one",
+                counts: "prompt tokens found",
+                source: "vLLM automatic prefix caching; RadixAttention, arXiv 2312.07104",
             },
             Self::FastSampler => Spec {
                 name: "fast-sampler",
@@ -85,7 +118,9 @@ impl Optimization {
     pub fn apply(self, plan: &mut Plan) {
         match self {
             Self::ContinuousBatching => plan.scheduler = SchedulerKind::ContinuousBatching,
+            Self::ChunkedPrefill => plan.prefill = PrefillKind::Chunked,
             Self::PagedKv => plan.kv_layout = KvLayout::Paged,
+            Self::PrefixCache => plan.prefix_reuse = PrefixReuse::BlockChain,
             Self::FastSampler => plan.sampler = SamplerKind::Candidates,
         }
     }

@@ -170,20 +170,23 @@ mod tests {
     #[test]
     fn words_become_sets() {
         check("none", "none");
-        check("all", "continuous-batching,paged-kv,fast-sampler");
-        check("exact", "continuous-batching,paged-kv,fast-sampler");
         check(" paged-kv , continuous-batching", "continuous-batching,paged-kv");
-        check("all,-paged-kv,-fast-sampler", "continuous-batching");
-        check("exact,-continuous-batching,-paged-kv,-fast-sampler", "none");
+        check("none,prefix-cache,paged-kv", "paged-kv,prefix-cache");
+        let without = Selection::of(Selection::all().iter().filter(|o| *o != Optimization::FastSampler));
+        check("all,-fast-sampler", &without.unwrap().to_string());
+        let names = Selection::exact().iter().map(|o| format!(",-{}", o.name())).collect::<String>();
+        check(&format!("exact{names}"), "none");
     }
 
     #[test]
     fn nonsense_is_explained() {
-        let list = "choose none, exact, all, or names out of: continuous-batching, paged-kv, fast-sampler";
+        let list = format!("choose none, exact, all, or names out of: {}", choices());
         check("", &format!("no optimization named; {list}"));
         check("turbo", &format!("unknown optimization `turbo`; {list}"));
         check("all,-turbo", &format!("unknown optimization `turbo`; {list}"));
         check("-paged-kv", "`-paged-kv` takes nothing away; write `all,-paged-kv` or `exact,-paged-kv`");
+        check("prefix-cache", "prefix-cache needs paged-kv; add `paged-kv`");
+        check("all,-paged-kv", "prefix-cache needs paged-kv; add `paged-kv`");
     }
 
     #[test]

@@ -38,8 +38,12 @@ pub struct Spec {
 pub enum Slot {
     /// Who runs in a step.
     Scheduler,
+    /// How much of a prompt runs in a step.
+    Prefill,
     /// How the KV cache is laid out.
     KvLayout,
+    /// What becomes of computed prompts.
+    PrefixReuse,
     /// How a token is drawn.
     Sampler,
 }
@@ -48,7 +52,9 @@ impl fmt::Display for Slot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Scheduler => "scheduler",
+            Self::Prefill => "prefill",
             Self::KvLayout => "KV layout",
+            Self::PrefixReuse => "prefix reuse",
             Self::Sampler => "sampler",
         })
     }

@@ -4,7 +4,7 @@ use aisp_kernels::attention::padded_len;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::step_input::{SequenceInput, StepInput};
-use crate::kv_cache::{BLOCK_SIZE, BlockId, KvPlacement};
+use crate::kv_cache::{BLOCK_SIZE, BlockCopy, BlockId, KvPlacement};
 use crate::model::ModelConfig;
 use crate::optimizations::Optimization;
 
@@ -34,6 +34,11 @@ impl KvPool {
 
 /// Reads and writes keys and values by position.
 pub trait KvStore: Send {
+    /// Copies whole blocks in every layer.
+    ///
+    /// Errors: a layout without blocks.
+    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<()>;
+
     /// Stores the keys and values of a step.
     ///
     /// Shapes: `k`, `v [num_tokens, num_kv_heads, head_dim]`.
@@ -71,6 +76,13 @@ impl ContiguousStore {
 }
 
 impl KvStore for ContiguousStore {
+    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<()> {
+        match copies {
+            [] => Ok(()),
+            [copy, ..] => candle_core::bail!("block {} is to be copied in a layout without blocks", copy.from.0),
+        }
+    }
+
     fn write(&mut self, layer: usize, k: &Tensor, v: &Tensor, input: &StepInput) -> Result<()> {
         for sequence in &input.sequences {
             let slot = Self::start_slot(sequence)? + sequence.query_start;
@@ -111,6 +123,18 @@ impl PagedStore {
 }
 
 impl KvStore for PagedStore {
+    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<()> {
+        for copy in copies {
+            let (from, to) = (copy.from.0 as usize * BLOCK_SIZE, copy.to.0 as usize * BLOCK_SIZE);
+            for (k, v) in &self.pool.layers {
+                // Copied out first: source and target are parts of one tensor.
+                k.slice_set(&k.narrow(0, from, BLOCK_SIZE)?.copy()?, 0, to)?;
+                v.slice_set(&v.narrow(0, from, BLOCK_SIZE)?.copy()?, 0, to)?;
+            }
+        }
+        Ok(())
+    }
+
     fn write(&mut self, layer: usize, k: &Tensor, v: &Tensor, input: &StepInput) -> Result<()> {
         for sequence in &input.sequences {
             let table = Self::block_table(sequence)?;

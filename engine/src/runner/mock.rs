@@ -89,6 +89,12 @@ impl ModelRunner for MockRunner {
         if !self.step_time.is_zero() {
             std::thread::sleep(self.step_time);
         }
+        for copy in &input.copies {
+            for at in 0..BLOCK_SIZE {
+                let from = self.slots.get(&(copy.from.0 as usize * BLOCK_SIZE + at)).copied();
+                from.map(|hash| self.slots.insert(copy.to.0 as usize * BLOCK_SIZE + at, hash));
+            }
+        }
         let mut row_hashes = vec![0u64; input.token_ids.len()];
         let mut written: HashSet<(RequestId, usize)> = HashSet::new();
         for sequence in &input.sequences {

@@ -37,6 +37,7 @@ impl DecoderRunner {
 
 impl ModelRunner for DecoderRunner {
     fn execute(&mut self, input: &StepInput, engagement: &mut Engagement) -> Result<Tensor, EngineError> {
+        self.kv.copy_blocks(&input.copies)?;
         let logits = self.model.forward(input, self.kv.as_mut())?;
         if let Some(optimization) = self.kv.optimization() {
             engagement.add(optimization, input.token_ids.len() as u64);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::kv_cache::{KvCacheManager, KvPlacement};
+use crate::kv_cache::{BlockCopy, KvCacheManager, KvPlacement};
 use crate::scheduler::Batch;
 use crate::sequence::Sequence;
 use crate::{RequestId, TokenId};
@@ -18,6 +18,8 @@ pub struct StepInput {
     pub sequences: Vec<SequenceInput>,
     /// Rows whose logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
+    /// Blocks to copy before anything is written.
+    pub copies: Vec<BlockCopy>,
 }
 
 /// One sequence's part of a step.
@@ -31,7 +33,7 @@ pub struct SequenceInput {
     pub query_start: usize,
     /// Where its keys and values lie.
     pub placement: KvPlacement,
-    /// Its entries in `logit_rows`; the last one is that of the next token.
+    /// Its entries in `logit_rows`; the last one is that of the next token, unless this is a part of a prompt.
     pub logits: Range<usize>,
 }
 
@@ -45,12 +47,13 @@ impl SequenceInput {
 impl StepInput {
     /// Lays out a scheduled batch. Sequences without a place in the cache are left out; the scheduler reserved one for
     /// each.
-    pub fn prepare(batch: &Batch, running: &[Sequence], kv: &dyn KvCacheManager) -> Self {
+    pub fn prepare(batch: &Batch, running: &[Sequence], kv: &mut dyn KvCacheManager) -> Self {
         let mut input = Self {
             token_ids: Vec::with_capacity(batch.num_tokens),
             positions: Vec::with_capacity(batch.num_tokens),
             sequences: Vec::with_capacity(batch.sequences.len()),
             logit_rows: Vec::with_capacity(batch.sequences.len()),
+            copies: kv.take_copies(),
         };
         for scheduled in &batch.sequences {
             let sequence = &running[scheduled.running_idx];
@@ -62,7 +65,11 @@ impl StepInput {
             input.positions.extend(start as u32..end as u32);
             let rows = first_row..input.token_ids.len();
             let first_logit = input.logit_rows.len();
-            let wanted = if sequence.owes_prompt_logprobs { rows.clone() } else { rows.end - 1..rows.end };
+            let wanted = match (&sequence.prompt_logprobs, end == sequence.tokens.len()) {
+                (Some(_), _) => rows.clone(),
+                (None, true) => rows.end - 1..rows.end,
+                (None, false) => rows.end..rows.end,
+            };
             input.logit_rows.extend(wanted.map(|row| row as u32));
             input.sequences.push(SequenceInput {
                 id: scheduled.id,

@@ -4,7 +4,16 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::kv_cache::{ContiguousManager, PagedManager};
+use crate::prefix_cache::NoPrefixCache;
 use crate::{Request, SamplingParams};
+
+fn paged(total_tokens: usize) -> PagedManager {
+    PagedManager::new(total_tokens, Box::new(NoPrefixCache))
+}
+
+fn policies(admission: impl AdmissionPolicy + 'static, prefill: impl PrefillPolicy + 'static) -> SchedulerPolicies {
+    SchedulerPolicies { admission: Box::new(admission), prefill: Box::new(prefill) }
+}
 
 #[derive(Debug)]
 struct Load {
@@ -14,8 +23,8 @@ struct Load {
 }
 
 /// Runs a load to its end with a model that answers anything; returns the steps at which requests ended.
-fn simulate(load: &Load, admission: Box<dyn AdmissionPolicy>, kv: &mut dyn KvCacheManager) -> Vec<usize> {
-    let mut scheduler = Scheduler::new(load.config, admission);
+fn simulate(load: &Load, policies: SchedulerPolicies, kv: &mut dyn KvCacheManager) -> Vec<usize> {
+    let mut scheduler = Scheduler::new(load.config, policies);
     let mut ended = vec![0; load.requests.len()];
     let work: usize = load.requests.iter().map(|r| r.0 + r.1).sum();
     let last_arrival = load.requests.iter().map(|r| r.2).max().unwrap_or(0);
@@ -35,7 +44,9 @@ fn simulate(load: &Load, admission: Box<dyn AdmissionPolicy>, kv: &mut dyn KvCac
             let sequence = &mut scheduler.running_mut()[scheduled.running_idx];
             assert_eq!(sequence.id, scheduled.id);
             sequence.num_computed_tokens += scheduled.num_new_tokens;
-            sequence.push(7, Instant::now());
+            if sequence.num_uncomputed_tokens() == 0 {
+                sequence.push(7, Instant::now());
+            }
         }
         let done = |s: &&Sequence| s.num_generated_tokens() == s.params.max_tokens;
         for id in scheduler.running().iter().filter(done).map(|s| s.id).collect::<Vec<_>>() {
@@ -73,10 +84,13 @@ proptest! {
 
     #[test]
     fn everyone_is_served(load in loads(), total in 288usize..2000) {
-        simulate(&load, Box::new(StaticBatching), &mut ContiguousManager::new(total, 32));
-        simulate(&load, Box::new(ContinuousBatching), &mut ContiguousManager::new(total, 32));
-        simulate(&load, Box::new(StaticBatching), &mut PagedManager::new(total));
-        simulate(&load, Box::new(ContinuousBatching), &mut PagedManager::new(total));
+        simulate(&load, policies(StaticBatching, WholePrompt), &mut ContiguousManager::new(total, 32));
+        simulate(&load, policies(ContinuousBatching, WholePrompt), &mut ContiguousManager::new(total, 32));
+        simulate(&load, policies(StaticBatching, WholePrompt), &mut paged(total));
+        simulate(&load, policies(ContinuousBatching, WholePrompt), &mut paged(total));
+        let chunked = ChunkedPrefill { chunk_tokens: 16 };
+        simulate(&load, policies(StaticBatching, chunked), &mut ContiguousManager::new(total, 32));
+        simulate(&load, policies(ContinuousBatching, chunked), &mut paged(total));
     }
 }
 
@@ -84,17 +98,17 @@ proptest! {
 fn a_short_answer_need_not_wait_for_a_long_one() {
     let config = SchedulerConfig { max_num_seqs: 2, max_num_batched_tokens: 64 };
     let load = Load { requests: vec![(4, 100, 0), (4, 2, 0), (4, 2, 1)], config };
-    let ended = simulate(&load, Box::new(StaticBatching), &mut PagedManager::new(1024));
+    let ended = simulate(&load, policies(StaticBatching, WholePrompt), &mut paged(1024));
     assert_eq!(ended, [99, 1, 101]);
-    let ended = simulate(&load, Box::new(ContinuousBatching), &mut PagedManager::new(1024));
+    let ended = simulate(&load, policies(ContinuousBatching, WholePrompt), &mut paged(1024));
     assert_eq!(ended, [99, 1, 3]);
 }
 
 #[test]
 fn a_full_cache_preempts_the_newest() {
     let config = SchedulerConfig { max_num_seqs: 4, max_num_batched_tokens: 64 };
-    let mut kv = PagedManager::new(64);
-    let mut scheduler = Scheduler::new(config, Box::new(ContinuousBatching));
+    let mut kv = paged(64);
+    let mut scheduler = Scheduler::new(config, policies(ContinuousBatching, WholePrompt));
     for id in 0..2 {
         let request = Request::new(vec![1; 30], SamplingParams::greedy(30));
         scheduler.add(Sequence::new(RequestId(id), request, 0, 4096));
@@ -110,4 +124,60 @@ fn a_full_cache_preempts_the_newest() {
     assert_eq!(scheduler.counters().num_preemptions, 1);
     assert_eq!(scheduler.running().iter().map(|s| s.id.0).collect::<Vec<_>>(), [0]);
     assert_eq!(scheduler.num_waiting(), 1);
+}
+
+/// The same step that the engine takes after the model has run.
+fn finish_step(scheduler: &mut Scheduler, batch: &Batch) {
+    for scheduled in &batch.sequences {
+        let sequence = &mut scheduler.running_mut()[scheduled.running_idx];
+        sequence.num_computed_tokens += scheduled.num_new_tokens;
+        if sequence.num_uncomputed_tokens() == 0 {
+            sequence.push(7, Instant::now());
+        }
+    }
+}
+
+fn request(id: u64, prompt: usize, priority: i32) -> Sequence {
+    let request = Request { priority, ..Request::new(vec![1; prompt], SamplingParams::greedy(100)) };
+    Sequence::new(RequestId(id), request, 0, 4096)
+}
+
+#[test]
+fn a_long_prompt_runs_in_parts_beside_answers_and_whole_without_them() {
+    let config = SchedulerConfig { max_num_seqs: 4, max_num_batched_tokens: 256 };
+    let mut kv = paged(4096);
+    let mut scheduler = Scheduler::new(config, policies(ContinuousBatching, ChunkedPrefill { chunk_tokens: 32 }));
+    scheduler.add(request(0, 200, 0));
+    let mut sizes = Vec::new();
+    for step in 0..5 {
+        if step == 1 {
+            scheduler.add(request(1, 100, 0));
+        }
+        let batch = scheduler.schedule(&mut kv, Instant::now());
+        sizes.push(batch.sequences.iter().map(|s| s.num_new_tokens).collect::<Vec<_>>());
+        finish_step(&mut scheduler, &batch);
+    }
+    assert_eq!(sizes, [vec![200], vec![1, 32], vec![1, 32], vec![1, 32], vec![1, 4]]);
+    assert_eq!(scheduler.counters().num_chunks, 3);
+}
+
+#[test]
+fn priority_decides_who_joins_first_and_who_gives_way() {
+    let config = SchedulerConfig { max_num_seqs: 2, max_num_batched_tokens: 256 };
+    let mut kv = paged(64);
+    let mut scheduler = Scheduler::new(config, policies(ContinuousBatching, WholePrompt));
+    for (id, priority) in [(0, 5), (1, 0), (2, 1)] {
+        scheduler.add(request(id, 30, priority));
+    }
+    let ids = |scheduler: &Scheduler| scheduler.running().iter().map(|s| s.id.0).collect::<Vec<_>>();
+    for _ in 0..3 {
+        let batch = scheduler.schedule(&mut kv, Instant::now());
+        finish_step(&mut scheduler, &batch);
+    }
+    // Both fill 4 blocks with 32 tokens each; the 33rd token of the first takes the room of the second.
+    assert_eq!(ids(&scheduler), [1, 2]);
+    let batch = scheduler.schedule(&mut kv, Instant::now());
+    finish_step(&mut scheduler, &batch);
+    assert_eq!(ids(&scheduler), [1]);
+    assert_eq!(scheduler.counters().num_preemptions, 1);
 }

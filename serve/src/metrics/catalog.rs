@@ -53,8 +53,11 @@ const fn histogram(name: &'static str, buckets: &'static [f64], help: &'static s
 pub const METRICS: &[Metric] = &[
     gauge("num_requests_running", "Sequences that have room in the KV cache."),
     gauge("num_requests_waiting", "Sequences that wait for room."),
+    gauge("num_requests_waiting_by_reason", "The same, by what the first of them waits for."),
     gauge("kv_cache_usage_perc", "Share of the KV cache that is reserved, 0 to 1."),
     counter("num_preemptions_total", "Sequences that gave their room back and were computed again."),
+    counter("prefix_cache_queries_total", "Tokens of sequences for which the prefix cache was asked."),
+    counter("prefix_cache_hits_total", "Tokens of these that were found and not computed again."),
     counter("prompt_tokens_total", "Prompt tokens of requests that got their first token."),
     counter("generation_tokens_total", "Tokens generated."),
     counter("request_success_total", "Sequences that ended, by the reason."),

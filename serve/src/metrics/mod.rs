@@ -7,6 +7,7 @@ mod request_metrics;
 
 use std::str::FromStr;
 
+use aisp_engine::scheduler::WaitingReason;
 use aisp_engine::{EngineStats, FinishReason, Optimization, OptimizationStatus};
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, SharedString};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -42,8 +43,11 @@ pub struct Metrics {
     handle: PrometheusHandle,
     requests_running: Gauge,
     requests_waiting: Gauge,
+    requests_waiting_by_reason: [(WaitingReason, Gauge); WaitingReason::ALL.len()],
     kv_cache_usage: Gauge,
     preemptions: Counter,
+    prefix_cache_queries: Counter,
+    prefix_cache_hits: Counter,
     prompt_tokens: Counter,
     generation_tokens: Counter,
     finished: [Counter; 3],
@@ -100,8 +104,14 @@ impl Metrics {
         Ok(Self {
             requests_running: registrar.gauge("num_requests_running", none()),
             requests_waiting: registrar.gauge("num_requests_waiting", none()),
+            requests_waiting_by_reason: WaitingReason::ALL.map(|reason| {
+                let labels = label("reason", reason.as_str());
+                (reason, registrar.gauge("num_requests_waiting_by_reason", labels))
+            }),
             kv_cache_usage: registrar.gauge("kv_cache_usage_perc", none()),
             preemptions: registrar.counter("num_preemptions_total", none()),
+            prefix_cache_queries: registrar.counter("prefix_cache_queries_total", none()),
+            prefix_cache_hits: registrar.counter("prefix_cache_hits_total", none()),
             prompt_tokens: registrar.counter("prompt_tokens_total", none()),
             generation_tokens: registrar.counter("generation_tokens_total", none()),
             finished,
@@ -150,6 +160,12 @@ impl Metrics {
     pub fn set_engine(&self, stats: &EngineStats) {
         self.requests_running.set(stats.num_requests_running as f64);
         self.requests_waiting.set(stats.num_requests_waiting as f64);
+        for (reason, gauge) in &self.requests_waiting_by_reason {
+            let counts = stats.waiting_reason == Some(*reason);
+            gauge.set(if counts { stats.num_requests_waiting as f64 } else { 0.0 });
+        }
+        self.prefix_cache_queries.absolute(stats.scheduler.num_prefix_queried_tokens);
+        self.prefix_cache_hits.absolute(stats.scheduler.num_prefix_hit_tokens);
         self.kv_cache_usage.set(stats.kv.share());
         self.preemptions.absolute(stats.scheduler.num_preemptions);
     }

@@ -1,5 +1,7 @@
 //! The fields that chat and completion requests share: how to sample, when to stop, how to stream.
 
+use std::sync::Arc;
+
 use aisp_engine::{MAX_LOGPROBS, SamplingParams, TokenId};
 
 use crate::error::ApiError;
@@ -32,6 +34,8 @@ pub const COMMON: &[&str] = &[
     "return_token_ids",
     "request_id",
     "add_special_tokens",
+    "priority",
+    "cache_salt",
 ];
 
 /// Fields of either API that change nothing in the answer.
@@ -61,8 +65,6 @@ pub const UNSUPPORTED: &[(&str, &[&str])] = &[
     ("guided_grammar", &[]),
     ("truncate_prompt_tokens", &[]),
     ("spaces_between_special_tokens", &["true"]),
-    ("priority", &["0"]),
-    ("cache_salt", &[]),
     ("logits_processors", &["[]"]),
     ("echo", &["false"]),
     ("tools", &["[]"]),
@@ -110,6 +112,10 @@ pub struct CommonFields {
     pub request_id: Option<String>,
     /// Whether the tokenizer adds its special tokens, if the client said.
     pub add_special_tokens: Option<bool>,
+    /// Lower goes first.
+    pub priority: i32,
+    /// Prompts share computed blocks only with those of the same salt.
+    pub cache_salt: Option<Arc<str>>,
 }
 
 impl CommonFields {
@@ -153,6 +159,8 @@ impl CommonFields {
             return_token_ids: flag("return_token_ids", false)?,
             request_id: read_request_id(fields, limits)?,
             add_special_tokens: fields.get("add_special_tokens")?,
+            priority: fields.get("priority")?.unwrap_or(0),
+            cache_salt: read_cache_salt(fields, limits)?,
         })
     }
 }
@@ -184,6 +192,17 @@ fn read_seed(fields: &Fields<'_>) -> Result<Option<u64>, ApiError> {
         return read::<i64>(raw, "seed").map(|seed| Some(seed as u64));
     }
     read::<u64>(raw, "seed").map(Some)
+}
+
+/// A word that separates tenants: it must not be empty, as in vLLM.
+fn read_cache_salt(fields: &Fields<'_>, limits: &Limits) -> Result<Option<Arc<str>>, ApiError> {
+    match fields.get::<String>("cache_salt")? {
+        Some(salt) if !(1..=limits.max_cache_salt_bytes).contains(&salt.len()) => {
+            let message = format!("must have between 1 and {} bytes", limits.max_cache_salt_bytes);
+            Err(ApiError::invalid("cache_salt", message))
+        }
+        salt => Ok(salt.map(Arc::from)),
+    }
 }
 
 /// One string or a list of them.

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::admission::Ticket;
 use crate::app::{App, LoadedModel, unix_seconds};
+use crate::engine_thread::Prompt;
 use crate::error::ApiError;
 use crate::generation::{Choice, Generation, SseBody, collect};
 use crate::metrics::RequestMetrics;
@@ -42,10 +43,10 @@ pub(super) struct Job {
 pub(super) async fn answer(app: &Arc<App>, model: &LoadedModel, mut job: Job) -> Result<Response, ApiError> {
     let stream = job.common.stream;
     let format = format_of(app, model, &mut job);
-    let (requests, choices) = sequences(app, model, &job)?;
+    let (prompts, choices) = sequences(app, model, &job)?;
     let num_prompt_tokens: usize = job.prompts.iter().map(|prompt| prompt.tokens.len()).sum();
     job.ticket.set_tokens(num_prompt_tokens * job.common.num_choices);
-    let submission = model.engine.submit(requests)?;
+    let submission = model.engine.submit(prompts)?;
     let generation = Generation::accepted(submission, job.ticket, choices, num_prompt_tokens).await?;
     match stream {
         Some(_) => Ok(streamed(SseBody::new(generation, format))),
@@ -64,12 +65,13 @@ fn streamed(body: SseBody) -> Response {
     (headers, Body::new(body)).into_response()
 }
 
-/// One engine request a choice, `n` for each prompt, with seeds that count up.
-fn sequences(app: &App, model: &LoadedModel, job: &Job) -> Result<(Vec<Request>, Vec<Choice>), ApiError> {
-    let mut requests = Vec::new();
+/// `n` choices for each prompt, with seeds that count up.
+fn sequences(app: &App, model: &LoadedModel, job: &Job) -> Result<(Vec<Prompt>, Vec<Choice>), ApiError> {
+    let mut prompts = Vec::new();
     let mut choices = Vec::new();
     for prompt in &job.prompts {
         let max_tokens = max_tokens(job, prompt.tokens.len(), model.info.max_model_len)?;
+        let mut all_params = Vec::with_capacity(job.common.num_choices);
         for at in 0..job.common.num_choices {
             let params = SamplingParams {
                 // The engine makes one token at least; a choice for the prompt's sake drops it.
@@ -81,10 +83,17 @@ fn sequences(app: &App, model: &LoadedModel, job: &Job) -> Result<(Vec<Request>,
             let metrics = RequestMetrics::new(app.metrics.clone(), job.arrival);
             let choice = Choice::new(model.tokenizer.clone(), &params, metrics);
             choices.push(choice.prompt_only(max_tokens == 0));
-            requests.push(Request { prompt: prompt.tokens.clone(), params, arrival: job.arrival });
+            all_params.push(params);
         }
+        let request = Request {
+            arrival: job.arrival,
+            priority: job.common.priority,
+            cache_salt: job.common.cache_salt.clone(),
+            ..Request::new(prompt.tokens.clone(), SamplingParams::default())
+        };
+        prompts.push(Prompt { request, params: all_params });
     }
-    Ok((requests, choices))
+    Ok((prompts, choices))
 }
 
 /// What the client asked for, or the API's default, if it fits the context.

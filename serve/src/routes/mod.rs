@@ -37,6 +37,7 @@ const ROUTES: &[(&str, &str, Handler)] = &[
     ("post", "/tokenize", || post(tokenize::tokenize)),
     ("post", "/detokenize", || post(tokenize::detokenize)),
     ("get", "/v1/optimizations", || get(operations::optimizations)),
+    ("post", "/reset_prefix_cache", || post(operations::reset_prefix_cache)),
     ("get", "/health", || get(operations::health)),
     ("get", "/ready", || get(operations::ready)),
     ("get", "/version", || get(operations::version)),

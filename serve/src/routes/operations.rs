@@ -42,6 +42,19 @@ pub(super) async fn version() -> Json<Version> {
     Json(Version { version: env!("CARGO_PKG_VERSION") })
 }
 
+/// What became of a reset.
+#[derive(Debug, Serialize)]
+pub(super) struct Reset {
+    /// False while requests run: then nothing is forgotten.
+    reset: bool,
+}
+
+/// Forgets every known prompt beginning.
+pub(super) async fn reset_prefix_cache(State(app): State<Arc<App>>) -> Result<Json<Reset>, ApiError> {
+    let model = app.model().ok_or(ApiError::Loading)?;
+    Ok(Json(Reset { reset: model.engine.reset_prefix_cache().await? }))
+}
+
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let content_type = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(header::CONTENT_TYPE, content_type)], app.metrics.render()).into_response()
