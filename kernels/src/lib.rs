@@ -15,17 +15,22 @@
 //! assert!((y[0][0] - 3.0 / 12.5f32.sqrt()).abs() < 1e-6);
 //! # Ok::<(), candle_core::Error>(())
 //! ```
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod attention;
 mod cost;
 pub mod embedding;
+mod error;
+mod isa;
 pub mod linear;
 mod matmul;
 pub mod rms_norm;
 pub mod rope;
 pub mod silu_mul;
+pub mod team;
 #[cfg(test)]
 mod testing;
 
 pub use cost::Cost;
+pub use error::KernelError;
+pub use isa::{ISA_VARIABLE, Isa};
