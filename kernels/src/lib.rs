@@ -15,16 +15,22 @@
 //! assert!((y[0][0] - 3.0 / 12.5f32.sqrt()).abs() < 1e-6);
 //! # Ok::<(), candle_core::Error>(())
 //! ```
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod argmax;
 pub mod attention;
 mod cost;
 pub mod embedding;
+pub mod isa;
+pub mod kv;
 pub mod linear;
 mod matmul;
 pub mod rms_norm;
 pub mod rope;
+mod shared;
 pub mod silu_mul;
+mod simd;
+pub mod team;
 #[cfg(test)]
 mod testing;
 
