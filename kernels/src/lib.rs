@@ -21,7 +21,8 @@ pub mod argmax;
 pub mod attention;
 mod cost;
 pub mod embedding;
-pub mod isa;
+mod error;
+mod isa;
 pub mod kv;
 pub mod linear;
 mod matmul;
@@ -35,3 +36,5 @@ pub mod team;
 mod testing;
 
 pub use cost::Cost;
+pub use error::KernelError;
+pub use isa::{ISA_VARIABLE, Isa};

@@ -1,10 +1,22 @@
 //! Linear layer: `y = x W^T + b`, over plain or block-quantized weights.
 
+mod activations;
+mod format;
+mod gguf;
+mod kernels;
+mod output;
+mod packed;
+#[cfg(test)]
+mod packed_tests;
+mod repack;
+
 use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{D, Module, Result, Tensor};
 
+pub use self::activations::{ActivationForm, Activations};
+pub use self::packed::{LinearSource, PackedLinear};
 use crate::{Cost, matmul};
 
 /// Weights `[out_features, in_features]` and an optional bias `[out_features]`.
