@@ -17,16 +17,20 @@
 //! ```
 #![deny(unsafe_code)]
 
+pub mod argmax;
 pub mod attention;
 mod cost;
 pub mod embedding;
 mod error;
 mod isa;
+pub mod kv;
 pub mod linear;
 mod matmul;
 pub mod rms_norm;
 pub mod rope;
+mod shared;
 pub mod silu_mul;
+mod simd;
 pub mod team;
 #[cfg(test)]
 mod testing;

@@ -40,3 +40,31 @@ pub fn bits(tensor: &Tensor) -> Vec<u32> {
     let flat = tensor.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32 tensor");
     flat.into_iter().map(f32::to_bits).collect()
 }
+
+/// A team of threads that live for one call.
+pub struct Threads(pub usize);
+
+impl crate::team::Team for Threads {
+    fn num_threads(&self) -> usize {
+        self.0
+    }
+
+    fn run(&self, work: &(dyn Fn(usize) + Sync)) {
+        std::thread::scope(|scope| {
+            (1..self.0).for_each(|thread| drop(scope.spawn(move || work(thread))));
+            work(0);
+        });
+    }
+}
+
+/// Normally distributed values: sums of twelve uniform ones.
+pub fn gaussian(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut unit = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    };
+    (0..len).map(|_| (0..12).map(|_| unit()).sum()).collect()
+}

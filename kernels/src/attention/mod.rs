@@ -5,6 +5,8 @@
 //! Accumulation is f32 in a fixed order: the padding makes sums over the context end on whole vectors, and values are
 //! summed in tiles at absolute positions, so a query's result does not depend on how many follow it.
 
+pub mod flash;
+
 use candle_core::{D, Device, Result, Tensor};
 
 use crate::{Cost, matmul};

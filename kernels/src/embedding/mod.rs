@@ -1,6 +1,8 @@
 //! Token embedding: a row of the table for each token. A quantized table stays quantized; only the rows asked for are
 //! expanded, so that a large vocabulary costs no second copy in memory.
 
+mod rows;
+
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -8,6 +10,8 @@ use candle_core::quantized::{QStorage, QTensor};
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::Cost;
+
+pub use rows::{RowTable, embedding_rows};
 
 /// The table, `[vocab_size, hidden_size]`.
 #[derive(Debug, Clone)]

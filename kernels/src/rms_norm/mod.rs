@@ -1,8 +1,13 @@
 //! Root-mean-square norm: `y = x / sqrt(mean(x^2) + eps) * weight`. Source: arXiv 1910.07467.
 
+mod rows;
+
 use candle_core::{Result, Tensor};
 
 use crate::Cost;
+
+pub(crate) use rows::norm_head;
+pub use rows::{Norm, residual_add_cost, residual_add_rms_norm, rms_norm_in_place, rms_norm_rows};
 
 /// Norms every row by itself.
 ///

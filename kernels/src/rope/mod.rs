@@ -1,8 +1,14 @@
 //! Rotary position embedding: each pair of a head is turned by `position * frequency`. Source: arXiv 2104.09864.
 
+mod rows;
+mod store;
+
 use candle_core::{Device, Result, Tensor};
 
 use crate::Cost;
+
+pub use rows::{RopeTable, rope_rows};
+pub use store::{Qkv, RopeStore, rope_and_store, rope_and_store_cost};
 
 /// Which two values of a head one rotation mixes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,9 +1,13 @@
 //! The gate of a SwiGLU feed-forward layer: `y = silu(gate) * up` with `silu(v) = v / (1 + exp(-v))`.
 //! Source: arXiv 2002.05202.
 
+mod rows;
+
 use candle_core::{Result, Tensor};
 
 use crate::Cost;
+
+pub use rows::silu_mul_rows;
 
 /// Value by value.
 ///

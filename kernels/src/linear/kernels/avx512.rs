@@ -81,10 +81,7 @@ unsafe fn block_tile<L: BlockLayout, const R: usize>(
             for group in 0..4 {
                 let (low, high) = if L::NIBBLES {
                     let both = _mm512_loadu_si512(cell.add(64 * group).cast());
-                    (
-                        _mm512_and_si512(both, low_nibbles),
-                        _mm512_and_si512(_mm512_srli_epi16::<4>(both), low_nibbles),
-                    )
+                    (_mm512_and_si512(both, low_nibbles), _mm512_and_si512(_mm512_srli_epi16::<4>(both), low_nibbles))
                 } else {
                     (
                         _mm512_loadu_si512(cell.add(64 * group).cast()),
