@@ -2,13 +2,15 @@
 
 use candle_core::{DType, Device};
 
-use crate::components::{BuildContext, Components};
+use crate::components::{self, BuildContext, Components, KvParts};
+use crate::compute::Compute;
 use crate::engine::{Engine, EngineParts, ModelInfo};
 use crate::error::EngineError;
 use crate::loader::{self, Checkpoint, LoadOptions, ModelSource, available_memory_bytes};
-use crate::model::{Decoder, ModelConfig};
+use crate::model::{ModelConfig, ModelContext};
 use crate::optimizations::Selection;
-use crate::runner::{DecoderRunner, ModelRunner};
+use crate::plan::{AttentionKind, LinearKind};
+use crate::runner::{DecoderRunner, FusedRunner, ModelRunner};
 use crate::scheduler::SchedulerConfig;
 use crate::text::{ChatTemplate, Tokenizer, TokenizerSource};
 
@@ -39,6 +41,7 @@ pub struct EngineBuilder {
     kv_cache_memory_bytes: Option<u64>,
     num_kv_slots: Option<usize>,
     memory_utilization: Option<f64>,
+    threads: Option<usize>,
     seed: u64,
     load: LoadOptions,
 }
@@ -55,6 +58,7 @@ impl Default for EngineBuilder {
             kv_cache_memory_bytes: None,
             num_kv_slots: None,
             memory_utilization: None,
+            threads: None,
             seed: 0,
             load: LoadOptions::default(),
         }
@@ -107,6 +111,12 @@ impl EngineBuilder {
     /// Part of the free memory that the KV cache may take, above 0 and at most 1; a quarter unless said.
     pub fn memory_utilization(mut self, share: Option<f64>) -> Self {
         self.memory_utilization = share;
+        self
+    }
+
+    /// Threads of `pinned-pool`; all that are available unless said. Other ops use rayon's global pool.
+    pub fn threads(mut self, threads: Option<usize>) -> Self {
+        self.threads = threads;
         self
     }
 
@@ -166,13 +176,22 @@ impl EngineBuilder {
         }
         let checkpoint = loader::load(&self.model, &self.load)?;
         let dtype = self.load.compute_dtype()?;
-        let (max_model_len, num_kv_slots) = self.size_cache(&checkpoint.config, dtype)?;
-        self.assemble(checkpoint, dtype, max_model_len, num_kv_slots, wrap)
+        let plan = self.optimizations.plan();
+        if dtype != DType::F32 && (plan.attention == AttentionKind::Flash || plan.linear == LinearKind::Packed) {
+            let message = format!(
+                "own CPU kernels compute in f32, not in {}; leave it at `auto` or leave flash-attention and fast-linear out",
+                dtype.as_str()
+            );
+            return Err(EngineError::InvalidSetting { name: "--dtype", message });
+        }
+        let slot_bytes = components::kv_bytes_per_token(&plan, &checkpoint.config, dtype)?;
+        let (max_model_len, num_kv_slots) = self.size_cache(&checkpoint.config, slot_bytes)?;
+        let size = CacheSize { max_model_len, num_kv_slots, kv_cache_bytes: num_kv_slots as u64 * slot_bytes };
+        self.assemble(checkpoint, dtype, size, wrap)
     }
 
     /// Context length and token slots of the cache.
-    fn size_cache(&self, config: &ModelConfig, dtype: DType) -> Result<(usize, usize), EngineError> {
-        let slot_bytes = kv_bytes_per_token(config, dtype);
+    fn size_cache(&self, config: &ModelConfig, slot_bytes: u64) -> Result<(usize, usize), EngineError> {
         let claimed = config.max_position_embeddings;
         if let Some(asked) = self.max_model_len
             && !(2..=claimed).contains(&asked)
@@ -204,16 +223,35 @@ impl EngineBuilder {
         self,
         mut checkpoint: Checkpoint,
         dtype: DType,
-        max_model_len: usize,
-        num_kv_slots: usize,
+        size: CacheSize,
         wrap: impl FnOnce(Box<dyn ModelRunner>) -> Box<dyn ModelRunner>,
     ) -> Result<Engine, EngineError> {
+        let CacheSize { max_model_len, num_kv_slots, kv_cache_bytes } = size;
+        let plan = self.optimizations.plan();
+        let compute = Compute::build(&plan, self.threads)?;
         let config = &checkpoint.config;
         let device = &self.load.device;
-        let context =
-            BuildContext { config, dtype, device, num_kv_slots, prefill_chunk_tokens: self.prefill_chunk_tokens };
-        let components = Components::build(&self.optimizations.plan(), &context)?;
-        let model = Decoder::new(config, &mut checkpoint.weights, max_model_len, dtype, device)?;
+        let context = BuildContext {
+            config,
+            dtype,
+            device,
+            num_kv_slots,
+            prefill_chunk_tokens: self.prefill_chunk_tokens,
+            compute: compute.clone(),
+        };
+        let components = Components::build(&plan, &context)?;
+        let linear = plan.linear;
+        let model = ModelContext { config, max_model_len, dtype, device, linear, compute: compute.clone() };
+        let own = components::model_optimizations(&plan, &compute);
+        let runner: Box<dyn ModelRunner> = match components.kv {
+            KvParts::Attention(attention) => {
+                Box::new(DecoderRunner::new(model.decoder(&mut checkpoint.weights)?, attention, own))
+            }
+            KvParts::Blocks(blocks) => {
+                let all = components::kv_optimizations(&plan).into_iter().chain(own).collect();
+                Box::new(FusedRunner::new(model.fused_decoder(&mut checkpoint.weights)?, blocks, all))
+            }
+        };
         let tokenizer = match checkpoint.tokenizer {
             TokenizerSource::None => None,
             source => Some(Tokenizer::new(source)?.with_bos_eos_ids(config.bos_token_id, config.eos_token_ids.first())),
@@ -229,10 +267,10 @@ impl EngineBuilder {
                 max_model_len,
                 eos_token_ids: config.eos_token_ids.clone(),
                 num_kv_slots,
-                kv_cache_bytes: num_kv_slots as u64 * kv_bytes_per_token(config, dtype),
+                kv_cache_bytes,
                 device: format!("{}, {}", if device.is_cpu() { "cpu" } else { "cuda" }, dtype.as_str()),
             },
-            runner: wrap(Box::new(DecoderRunner::new(model, components.kv_store))),
+            runner: wrap(runner),
             kv: components.kv_manager,
             policies: components.policies,
             sampler: components.sampler,
@@ -249,9 +287,11 @@ impl EngineBuilder {
     }
 }
 
-/// Bytes of keys and values of one token in all layers.
-fn kv_bytes_per_token(config: &ModelConfig, dtype: DType) -> u64 {
-    (2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.size_in_bytes()) as u64
+/// What the KV cache has room for.
+struct CacheSize {
+    max_model_len: usize,
+    num_kv_slots: usize,
+    kv_cache_bytes: u64,
 }
 
 fn at_least_one(name: &'static str, value: usize) -> Result<(), EngineError> {

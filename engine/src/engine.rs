@@ -10,7 +10,7 @@ use crate::optimizations::{Exactness, Optimization, Selection};
 use crate::request::{
     FinishReason, GeneratedToken, Request, RequestError, RequestId, RequestOutput, SamplingParams, TokenId,
 };
-use crate::runner::{ModelRunner, StepInput};
+use crate::runner::{Logits, ModelRunner, StepInput};
 use crate::sampler::{self, Sampler};
 use crate::scheduler::{Batch, Scheduler, SchedulerConfig, SchedulerCounters, SchedulerPolicies, WaitingReason};
 use crate::sequence::Sequence;
@@ -86,6 +86,7 @@ pub struct Engine {
     chat_template: Option<ChatTemplate>,
     seed: u64,
     clock: Clock,
+    logits: Logits,
     next_id: u64,
     num_steps: u64,
     last_step: Option<StepStats>,
@@ -171,6 +172,7 @@ impl Engine {
             chat_template: parts.chat_template,
             seed: parts.seed,
             clock: parts.clock,
+            logits: Logits::default(),
             next_id: 0,
             num_steps: 0,
             last_step: None,
@@ -266,8 +268,8 @@ impl Engine {
             return Ok(outputs);
         }
         let input = StepInput::prepare(&batch, self.scheduler.running(), self.kv.as_mut());
-        let logits = self.runner.execute(&input, &mut self.engagement)?.to_vec2::<f32>()?;
-        self.update(&batch, &input, logits, &mut outputs)?;
+        self.runner.execute(&input, &mut self.logits, &mut self.engagement)?;
+        self.update(&batch, &input, &mut outputs)?;
         self.num_steps += 1;
         self.last_step = Some(StepStats {
             num_tokens: batch.num_tokens,
@@ -283,7 +285,6 @@ impl Engine {
         &mut self,
         batch: &Batch,
         input: &StepInput,
-        mut logits: Vec<Vec<f32>>,
         outputs: &mut Vec<RequestOutput>,
     ) -> Result<(), EngineError> {
         let now = (self.clock)();
@@ -293,11 +294,15 @@ impl Engine {
             let first_position = sequence.num_computed_tokens;
             sequence.num_computed_tokens += scheduled.num_new_tokens;
             self.kv.commit(sequence.id, &sequence.tokens[..sequence.num_computed_tokens]);
-            collect_prompt_logprobs(sequence, first_position, &logits[part.logits.clone()]);
+            collect_prompt_logprobs(
+                sequence,
+                first_position,
+                part.logits.clone().filter_map(|row| self.logits.row(row)),
+            );
             if sequence.num_uncomputed_tokens() > 0 {
                 continue;
             }
-            let Some(row) = part.logits.end.checked_sub(1).and_then(|last| logits.get_mut(last)) else { continue };
+            let Some(row) = part.logits.end.checked_sub(1).and_then(|last| self.logits.row_mut(last)) else { continue };
             for mut fork in std::mem::take(&mut sequence.forks) {
                 if !self.kv.fork(sequence.id, fork.id, sequence.num_computed_tokens) {
                     forks.push((fork, false));
@@ -305,7 +310,7 @@ impl Engine {
                 }
                 fork.follow(sequence);
                 outputs.push(next_token(
-                    &mut row.clone(),
+                    &mut row.to_vec(),
                     &mut fork,
                     &self.info.eos_token_ids,
                     self.sampler.as_mut(),
@@ -404,13 +409,13 @@ impl Engine {
 
 /// Adds the log-probabilities that a part of a prompt brought. Row i is that of position `first_position` + i and
 /// predicts the token after it.
-fn collect_prompt_logprobs(sequence: &mut Sequence, first_position: usize, rows: &[Vec<f32>]) {
+fn collect_prompt_logprobs<'a>(sequence: &mut Sequence, first_position: usize, rows: impl Iterator<Item = &'a [f32]>) {
     let (Some(count), Some(logprobs)) = (sequence.params.prompt_logprobs, &mut sequence.prompt_logprobs) else {
         return;
     };
     let predicted = &sequence.tokens[..sequence.num_prompt_tokens];
     let predicted = predicted.iter().skip(first_position + 1);
-    logprobs.extend(rows.iter().zip(predicted).map(|(row, &token)| sampler::prompt_logprobs(row, token, count)));
+    logprobs.extend(rows.zip(predicted).map(|(row, &token)| sampler::prompt_logprobs(row, token, count)));
 }
 
 /// Samples the token after a sequence's last one.

@@ -26,6 +26,7 @@
 
 mod builder;
 mod components;
+mod compute;
 mod engine;
 mod error;
 mod generate;
@@ -43,13 +44,17 @@ mod sequence;
 pub mod text;
 
 pub use builder::EngineBuilder;
-pub use components::{BuildContext, Components, Engagement};
+pub use components::{BuildContext, Components, Engagement, KvParts};
+pub use compute::Compute;
 pub use engine::{Clock, Engine, EngineParts, EngineStats, ModelInfo, OptimizationStatus, StepStats};
 pub use error::EngineError;
 pub use generate::{Completion, CompletionDelta, CompletionStream};
 pub use loader::ModelSource;
 pub use optimizations::{Optimization, Selection, SelectionError};
-pub use plan::{KvLayout, Plan, PrefillKind, PrefixReuse, SamplerKind, SchedulerKind};
+pub use plan::{
+    AttentionKind, KvLayout, KvTypeKind, LinearKind, Plan, PointwiseKind, PrefillKind, PrefixReuse, SamplerKind,
+    SchedulerKind, TeamKind,
+};
 pub use request::{
     FinishReason, GeneratedToken, MAX_LOGPROBS, Request, RequestError, RequestId, RequestOutput, RequestTimings,
     SamplingParams, TokenId, TokenLogprobs,

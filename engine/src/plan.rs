@@ -11,6 +11,16 @@ pub struct Plan {
     pub kv_layout: KvLayout,
     /// What becomes of computed prompts.
     pub prefix_reuse: PrefixReuse,
+    /// How keys and values are stored.
+    pub kv_type: KvTypeKind,
+    /// How queries meet keys.
+    pub attention: AttentionKind,
+    /// How projections are computed.
+    pub linear: LinearKind,
+    /// How the small ops between them are computed.
+    pub pointwise: PointwiseKind,
+    /// Which threads compute.
+    pub team: TeamKind,
     /// How a token is drawn.
     pub sampler: SamplerKind,
 }
@@ -22,6 +32,11 @@ impl Plan {
         prefill: PrefillKind::WholePrompt,
         kv_layout: KvLayout::Contiguous,
         prefix_reuse: PrefixReuse::None,
+        kv_type: KvTypeKind::Model,
+        attention: AttentionKind::Materialised,
+        linear: LinearKind::Candle,
+        pointwise: PointwiseKind::Composed,
+        team: TeamKind::Rayon,
         sampler: SamplerKind::Sort,
     };
 }
@@ -60,6 +75,55 @@ pub enum KvLayout {
     Contiguous,
     /// Blocks.
     Paged,
+}
+
+/// Choices of the KV type slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KvTypeKind {
+    /// The type that the model computes in.
+    Model,
+    /// 16 bits.
+    F16,
+    /// 8 bits with a scale a row.
+    Fp8,
+    /// 4 bits with a scale a block.
+    Fp4,
+}
+
+/// Choices of the attention slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AttentionKind {
+    /// Scores are materialised in candle ops.
+    Materialised,
+    /// Tiles with an online softmax.
+    Flash,
+}
+
+/// Choices of the linear slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LinearKind {
+    /// candle's matrix products.
+    Candle,
+    /// Own kernels over weights packed at load.
+    Packed,
+}
+
+/// Choices of the pointwise slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PointwiseKind {
+    /// One candle op after the other.
+    Composed,
+    /// Fused, in a workspace.
+    Fused,
+}
+
+/// Choices of the CPU threads slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TeamKind {
+    /// rayon's pool.
+    Rayon,
+    /// A pool of our own.
+    Pinned,
 }
 
 /// Choices of the sampler slot.

@@ -7,16 +7,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use aisp_engine::kv_cache::{BLOCK_SIZE, KvPlacement};
-use aisp_engine::runner::{ModelRunner, StepInput};
+use aisp_engine::runner::{Logits, ModelRunner, StepInput};
 use aisp_engine::{Engagement, Engine, EngineError, Optimization, Request, SamplingParams, Selection, TokenId};
-use candle_core::Tensor;
 use rand::{RngExt, SeedableRng};
 
 const TEXT: &str = include_str!("data/english.txt");
 const SMOLLM2: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/SmolLM2-135M-Instruct.Q4_1.gguf");
 
 /// Bits of the logits at each position of each request.
-type Logits = BTreeMap<(u64, usize), Vec<u32>>;
+type LogitBits = BTreeMap<(u64, usize), Vec<u32>>;
 
 /// Tokens of each request.
 type Answers = BTreeMap<u64, Vec<TokenId>>;
@@ -24,7 +23,7 @@ type Answers = BTreeMap<u64, Vec<TokenId>>;
 /// Writes down all logits on their way to the sampler, and can break what goes in.
 struct Recorder {
     inner: Box<dyn ModelRunner>,
-    logits: Arc<Mutex<Logits>>,
+    logits: Arc<Mutex<LogitBits>>,
     fault: Fault,
 }
 
@@ -39,7 +38,12 @@ enum Fault {
 }
 
 impl ModelRunner for Recorder {
-    fn execute(&mut self, input: &StepInput, engagement: &mut Engagement) -> Result<Tensor, EngineError> {
+    fn execute(
+        &mut self,
+        input: &StepInput,
+        logits: &mut Logits,
+        engagement: &mut Engagement,
+    ) -> Result<(), EngineError> {
         let mut input = input.clone();
         for sequence in &mut input.sequences {
             if let KvPlacement::Paged { block_table } = &mut sequence.placement
@@ -52,13 +56,12 @@ impl ModelRunner for Recorder {
         if self.fault == Fault::LostCopy {
             input.copies.clear();
         }
-        let logits = self.inner.execute(&input, engagement)?;
-        let rows = logits.to_vec2::<f32>()?;
+        self.inner.execute(&input, logits, engagement)?;
         let mut record = self.logits.lock().unwrap();
         for sequence in &input.sequences {
             for at in sequence.logits.clone() {
                 let position = input.positions[input.logit_rows[at] as usize] as usize;
-                let bits: Vec<u32> = rows[at].iter().map(|logit| logit.to_bits()).collect();
+                let bits: Vec<u32> = logits.row(at).unwrap().iter().map(|logit| logit.to_bits()).collect();
                 // A preempted request computes positions again: they must come out the same.
                 let key = (sequence.id.0, position);
                 let before = record.insert(key, bits.clone());
@@ -66,7 +69,7 @@ impl ModelRunner for Recorder {
                 assert!(same, "{key:?} differs when computed again");
             }
         }
-        Ok(logits)
+        Ok(())
     }
 }
 
@@ -101,7 +104,7 @@ impl Workload {
 }
 
 struct Outcome {
-    logits: Logits,
+    logits: LogitBits,
     answers: Answers,
     num_preemptions: u64,
     engaged: Vec<&'static str>,
@@ -109,13 +112,14 @@ struct Outcome {
 
 impl Workload {
     fn run(&self, selection: &Selection) -> Outcome {
-        let logits = Arc::new(Mutex::new(Logits::new()));
+        let logits = Arc::new(Mutex::new(LogitBits::new()));
         let record = |inner| Box::new(Recorder { inner, logits: logits.clone(), fault: self.fault }) as Box<_>;
         let mut engine = Engine::builder()
             .model(self.model.parse().unwrap())
             .optimizations(selection.clone())
             .max_model_len(Some(160))
             .num_kv_slots(Some(self.num_kv_slots))
+            .threads(Some(2))
             .max_num_seqs(self.max_num_seqs)
             .max_num_batched_tokens(self.max_num_batched_tokens)
             .prefill_chunk_tokens(self.prefill_chunk_tokens)
@@ -169,21 +173,32 @@ fn equal(baseline: &Outcome, other: &Outcome) -> bool {
     baseline.answers == other.answers && other.logits.iter().all(same)
 }
 
-/// Each exact switch with what it needs, and all of them.
-fn exact_selections() -> impl Iterator<Item = Selection> {
+/// The kernels of the CPU path, whose bits are their own.
+fn fast_kernels() -> Selection {
+    Selection::closed([Optimization::FusedOps, Optimization::PinnedPool, Optimization::KvF16])
+}
+
+/// Pairs that must agree bit for bit: each exact switch against what it needs, all of them together against nothing,
+/// and the same over the fast kernels.
+fn exact_pairs() -> Vec<(Selection, Selection)> {
     let exact = Optimization::ALL.into_iter().filter(|o| o.spec().exactness.is_lossless());
-    let alone = exact.map(|o| Selection::of(o.spec().requires.iter().copied().chain([o])).unwrap());
-    alone.chain([Selection::exact()])
+    let alone = exact.map(|o| (Selection::closed(o.spec().requires.iter().copied()), o.with_requirements()));
+    let together = (Selection::none(), Selection::exact());
+    let fast = (fast_kernels(), Selection::closed(Selection::exact().iter().chain(fast_kernels().iter())));
+    alone.chain([together, fast]).collect()
 }
 
 fn check(workload: &Workload) {
-    let baseline = workload.run(&Selection::none());
-    for selection in exact_selections() {
-        let optimized = workload.run(&selection);
+    let mut outcomes: BTreeMap<String, Outcome> = BTreeMap::new();
+    for (baseline, optimized) in exact_pairs() {
+        for selection in [&baseline, &optimized] {
+            outcomes.entry(selection.to_string()).or_insert_with(|| workload.run(selection));
+        }
+        let (before, after) = (&outcomes[&baseline.to_string()], &outcomes[&optimized.to_string()]);
         // For classes looser than bitwise this asks for more than they promise: our CPU kernels are batch-invariant.
-        assert!(equal(&baseline, &optimized), "{}: {selection} changes bits", workload.model);
-        let names: Vec<_> = selection.iter().map(Optimization::name).collect();
-        assert_eq!(optimized.engaged, names, "requested but not engaged");
+        assert!(equal(before, after), "{}: {optimized} changes bits of {baseline}", workload.model);
+        let names: Vec<_> = optimized.iter().map(Optimization::name).collect();
+        assert_eq!(after.engaged, names, "requested but not engaged");
     }
 }
 
@@ -200,7 +215,7 @@ fn every_switch_keeps_plain_weights_answers() {
 #[test]
 fn every_switch_keeps_smollm2s_answers() {
     assert!(std::path::Path::new(SMOLLM2).exists(), "run scripts/get-model.sh first");
-    check(&Workload { max_prompt_tokens: 50, max_num_batched_tokens: 48, ..Workload::new(SMOLLM2, 6, 8) });
+    check(&Workload { max_prompt_tokens: 40, max_num_batched_tokens: 48, ..Workload::new(SMOLLM2, 5, 6) });
 }
 
 #[test]
@@ -215,10 +230,11 @@ fn preemption_is_invisible() {
 }
 
 /// Room, budgets and chunk sizes at random: `AISP_SCHEDULES` of them.
-fn check_random_schedules(workload: Workload, default_count: u64) {
+fn check_random_schedules(workload: Workload, kernels: &Selection, default_count: u64) {
     let count = std::env::var("AISP_SCHEDULES").map_or(default_count, |count| count.parse().unwrap());
     let baseline = Workload { num_kv_slots: 2048, ..workload };
-    let expected = baseline.run(&Selection::none());
+    let expected = baseline.run(kernels);
+    let optimized = Selection::closed(kernels.iter().chain(Selection::exact().iter()));
     for seed in 0..count {
         let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
         let workload = Workload {
@@ -228,19 +244,26 @@ fn check_random_schedules(workload: Workload, default_count: u64) {
             prefill_chunk_tokens: rng.random_range(1..100),
             ..baseline
         };
-        let outcome = workload.run(&Selection::exact());
+        let outcome = workload.run(&optimized);
         assert!(equal(&expected, &outcome), "schedule {seed} changes bits: {workload:?}");
     }
 }
 
 #[test]
 fn no_schedule_changes_a_bit() {
-    check_random_schedules(Workload::new("dummy:tiny", 12, 20), 20);
+    check_random_schedules(Workload::new("dummy:tiny", 12, 20), &Selection::none(), 20);
+}
+
+#[test]
+fn no_schedule_changes_a_bit_of_fast_kernels() {
+    check_random_schedules(Workload::new("", 12, 20), &fast_kernels(), 60);
+    let lossy = Selection::closed([Optimization::FusedOps, Optimization::KvFp4]);
+    check_random_schedules(Workload::new("dummy:tiny", 12, 20), &lossy, 60);
 }
 
 #[test]
 fn no_schedule_changes_a_bit_of_smollm2() {
-    check_random_schedules(Workload { max_prompt_tokens: 40, ..Workload::new(SMOLLM2, 4, 6) }, 1);
+    check_random_schedules(Workload { max_prompt_tokens: 40, ..Workload::new(SMOLLM2, 4, 6) }, &fast_kernels(), 8);
 }
 
 #[test]

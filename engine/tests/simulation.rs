@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use aisp_engine::kv_cache::{ContiguousManager, KvCacheManager, PagedManager};
 use aisp_engine::prefix_cache::{BlockChain, NoPrefixCache, PrefixCache};
-use aisp_engine::runner::{MockFault, MockRunner, ModelRunner, StepInput};
+use aisp_engine::runner::{Logits, MockFault, MockRunner, ModelRunner, StepInput};
 use aisp_engine::sampler::SortSampler;
 use aisp_engine::scheduler::{
     AdmissionPolicy, ChunkedPrefill, ContinuousBatching, PrefillPolicy, SchedulerConfig, SchedulerPolicies,
@@ -20,7 +20,6 @@ use aisp_engine::scheduler::{
 use aisp_engine::{
     Engagement, Engine, EngineError, EngineParts, ModelInfo, Request, RequestId, SamplingParams, Selection, TokenId,
 };
-use candle_core::Tensor;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -35,13 +34,18 @@ struct TimedRunner {
 }
 
 impl ModelRunner for TimedRunner {
-    fn execute(&mut self, input: &StepInput, engagement: &mut Engagement) -> Result<Tensor, EngineError> {
+    fn execute(
+        &mut self,
+        input: &StepInput,
+        logits: &mut Logits,
+        engagement: &mut Engagement,
+    ) -> Result<(), EngineError> {
         self.now_us.fetch_add(100 + 10 * input.token_ids.len() as u64, Ordering::Relaxed);
         let mut input = input.clone();
         if self.lose_copies {
             input.copies.clear();
         }
-        self.inner.execute(&input, engagement)
+        self.inner.execute(&input, logits, engagement)
     }
 }
 

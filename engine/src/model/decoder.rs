@@ -1,6 +1,5 @@
 //! The decoder: one implementation for every family, assembled from its config. Reads top-down.
 
-use aisp_kernels::attention::{self, AttentionParams};
 use aisp_kernels::embedding::Embedding;
 use aisp_kernels::linear::{Linear, select_rows};
 use aisp_kernels::rms_norm::rms_norm;
@@ -8,11 +7,13 @@ use aisp_kernels::rope::{RotaryRows, RotaryTable};
 use aisp_kernels::silu_mul::silu_mul;
 use candle_core::{DType, Device, Result, Tensor};
 
+use super::ModelContext;
 use super::config::ModelConfig;
 use super::rope_frequencies::rope_frequencies;
-use super::weights::{Weight, Weights};
+use super::take::{Projection, Take};
+use super::weights::Weight;
 use crate::error::EngineError;
-use crate::runner::{KvStore, StepInput};
+use crate::runner::{AttentionBackend, Qkv, StepInput};
 
 /// A decoder-only transformer with its weights.
 #[derive(Debug)]
@@ -53,21 +54,15 @@ struct Mlp {
 }
 
 impl Decoder {
-    /// Assembles the decoder and takes its tensors out of `weights`. Positions reach up to `max_model_len`.
+    /// Assembles the decoder and takes its tensors.
     ///
     /// Errors: a tensor that is missing or does not fit the config.
-    pub fn new(
-        config: &ModelConfig,
-        weights: &mut Weights,
-        max_model_len: usize,
-        dtype: DType,
-        device: &Device,
-    ) -> std::result::Result<Self, EngineError> {
-        let mut take = Take { weights, dtype };
+    pub(super) fn new(context: &ModelContext<'_>, mut take: Take<'_>) -> std::result::Result<Self, EngineError> {
+        let ModelContext { config, max_model_len, dtype, device, .. } = *context;
         let embed_name = "model.embed_tokens.weight";
         let table = take.weight(embed_name, &[config.vocab_size, config.hidden_size])?;
         let lm_head = match config.tie_word_embeddings {
-            true => linear(table.clone(), None, dtype)?,
+            true => take.to_linear(Projection { weight: table.clone(), bias: None })?,
             false => take.linear("lm_head", config.hidden_size, config.vocab_size, false)?,
         };
         let embedding = match table {
@@ -91,12 +86,13 @@ impl Decoder {
     ///
     /// Shapes: the result is `[num_logit_rows, vocab_size]` in f32.
     /// Errors: a failed op.
-    pub fn forward(&self, input: &StepInput, kv: &mut dyn KvStore) -> Result<Tensor> {
+    pub fn forward(&self, input: &StepInput, attention: &mut dyn AttentionBackend) -> Result<Tensor> {
+        attention.begin_step(input)?;
         let positions = Tensor::new(input.positions.as_slice(), &self.device)?;
         let rotary = self.rotary.rows(&positions)?;
         let mut hidden = self.embedding.forward(&input.token_ids, self.dtype, &self.device)?; // [T, H]
         for (index, layer) in self.layers.iter().enumerate() {
-            hidden = layer.forward(&hidden, index, &rotary, input, kv, &self.config)?;
+            hidden = layer.forward(&hidden, index, &rotary, input, attention, &self.config)?;
         }
         if input.logit_rows.is_empty() {
             return Tensor::zeros((0, self.config.vocab_size), DType::F32, &self.device);
@@ -124,11 +120,11 @@ impl Layer {
         index: usize,
         rotary: &RotaryRows,
         input: &StepInput,
-        kv: &mut dyn KvStore,
+        attention: &mut dyn AttentionBackend,
         config: &ModelConfig,
     ) -> Result<Tensor> {
         let normed = rms_norm(hidden, &self.input_norm, config.rms_norm_eps)?;
-        let hidden = (hidden + self.attention.forward(&normed, index, rotary, input, kv, config)?)?;
+        let hidden = (hidden + self.attention.forward(&normed, index, rotary, input, attention, config)?)?;
         let normed = rms_norm(&hidden, &self.post_attention_norm, config.rms_norm_eps)?;
         &hidden + self.mlp.forward(&normed)?
     }
@@ -159,7 +155,7 @@ impl Attention {
         layer: usize,
         rotary: &RotaryRows,
         input: &StepInput,
-        kv: &mut dyn KvStore,
+        attention: &mut dyn AttentionBackend,
         config: &ModelConfig,
     ) -> Result<Tensor> {
         let num_tokens = x.dim(0)?;
@@ -172,19 +168,8 @@ impl Attention {
             k = rms_norm(&k, k_norm, config.rms_norm_eps)?;
         }
         let (q, k) = (rotary.apply(&q)?, rotary.apply(&k)?);
-        kv.write(layer, &k, &v, input)?;
-        let mut outputs = Vec::with_capacity(input.sequences.len());
-        for sequence in &input.sequences {
-            let (k, v) = kv.read(layer, sequence)?;
-            let params = AttentionParams {
-                query_start: sequence.query_start,
-                scale: 1.0 / (head_dim as f64).sqrt(),
-                sliding_window: config.sliding_window,
-            };
-            let q = q.narrow(0, sequence.rows.start, sequence.rows.len())?;
-            outputs.push(attention::materialised(&q, &k, &v, params)?);
-        }
-        let out = Tensor::cat(&outputs, 0)?.reshape((num_tokens, config.num_heads * head_dim))?;
+        let out = attention.forward(layer, &Qkv { q, k, v }, input, config.sliding_window)?;
+        let out = out.reshape((num_tokens, config.num_heads * head_dim))?;
         self.o_proj.forward(&out) // [T, NH * D] -> [T, H]
     }
 }
@@ -201,48 +186,5 @@ impl Mlp {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.down_proj.forward(&silu_mul(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?)
-    }
-}
-
-/// Takes tensors out of a checkpoint and checks their shapes.
-struct Take<'a> {
-    weights: &'a mut Weights,
-    dtype: DType,
-}
-
-impl Take<'_> {
-    fn weight(&mut self, name: &str, shape: &[usize]) -> std::result::Result<Weight, EngineError> {
-        let fail = |message: String| EngineError::Weight { name: name.to_owned(), message };
-        let weight = self.weights.take(name).ok_or_else(|| fail("is missing from the checkpoint".into()))?;
-        if weight.shape().dims() != shape {
-            return Err(fail(format!("has shape {:?}, the config asks for {shape:?}", weight.shape().dims())));
-        }
-        Ok(weight)
-    }
-
-    fn vector(&mut self, name: &str, len: usize) -> std::result::Result<Tensor, EngineError> {
-        match self.weight(name, &[len])? {
-            Weight::Dense(tensor) => Ok(tensor.to_dtype(self.dtype)?),
-            Weight::Quantized(tensor) => Ok(tensor.dequantize(&tensor.device())?.to_dtype(self.dtype)?),
-        }
-    }
-
-    fn linear(
-        &mut self,
-        name: &str,
-        inputs: usize,
-        outputs: usize,
-        bias: bool,
-    ) -> std::result::Result<Linear, EngineError> {
-        let weight = self.weight(&format!("{name}.weight"), &[outputs, inputs])?;
-        let bias = if bias { Some(self.vector(&format!("{name}.bias"), outputs)?) } else { None };
-        Ok(linear(weight, bias, self.dtype)?)
-    }
-}
-
-fn linear(weight: Weight, bias: Option<Tensor>, dtype: DType) -> Result<Linear> {
-    match weight {
-        Weight::Dense(weight) => Ok(Linear::dense(weight.to_dtype(dtype)?, bias)),
-        Weight::Quantized(weight) => Linear::quantized(weight, bias),
     }
 }

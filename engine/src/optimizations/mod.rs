@@ -6,7 +6,10 @@ mod spec;
 pub use selection::{Selection, SelectionError};
 pub use spec::{Devices, Exactness, Saving, Slot, Spec};
 
-use crate::plan::{KvLayout, Plan, PrefillKind, PrefixReuse, SamplerKind, SchedulerKind};
+use crate::plan::{
+    AttentionKind, KvLayout, KvTypeKind, LinearKind, Plan, PointwiseKind, PrefillKind, PrefixReuse, SamplerKind,
+    SchedulerKind, TeamKind,
+};
 
 /// A switch. Declaration order is application order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -19,14 +22,40 @@ pub enum Optimization {
     PagedKv,
     /// Prompts reuse the blocks of an earlier one with the same beginning.
     PrefixCache,
+    /// Keys and values in 16 bits.
+    KvF16,
+    /// Keys and values in 8 bits.
+    KvFp8,
+    /// Keys and values in 4 bits.
+    KvFp4,
+    /// Attention in tiles, without a matrix of scores.
+    FlashAttention,
+    /// Projections by own kernels over packed weights.
+    FastLinear,
+    /// Small ops fused, in a workspace.
+    FusedOps,
+    /// A pool of threads of our own.
+    PinnedPool,
     /// Tokens are drawn without sorting the vocabulary.
     FastSampler,
 }
 
 impl Optimization {
     /// Every optimization, in application order.
-    pub const ALL: [Self; 5] =
-        [Self::ContinuousBatching, Self::ChunkedPrefill, Self::PagedKv, Self::PrefixCache, Self::FastSampler];
+    pub const ALL: [Self; 12] = [
+        Self::ContinuousBatching,
+        Self::ChunkedPrefill,
+        Self::PagedKv,
+        Self::PrefixCache,
+        Self::KvF16,
+        Self::KvFp8,
+        Self::KvFp4,
+        Self::FlashAttention,
+        Self::FastLinear,
+        Self::FusedOps,
+        Self::PinnedPool,
+        Self::FastSampler,
+    ];
 
     /// Its entry in the registry.
     pub fn spec(self) -> Spec {
@@ -41,6 +70,7 @@ impl Optimization {
                 requires: &[],
                 conflicts: &[],
                 devices: Devices::All,
+                in_all: true,
                 engages_when: "a request joins a batch already under way",
                 counts: "joined requests",
                 source: "Orca, OSDI 2022",
@@ -55,6 +85,7 @@ impl Optimization {
                 requires: &[],
                 conflicts: &[],
                 devices: Devices::All,
+                in_all: true,
                 engages_when: "a prompt does not fit into one step",
                 counts: "parts of prompts",
                 source: "Sarathi-Serve, arXiv 2403.02310",
@@ -69,6 +100,7 @@ impl Optimization {
                 requires: &[],
                 conflicts: &[],
                 devices: Devices::All,
+                in_all: true,
                 engages_when: "a token is stored",
                 counts: "tokens stored in blocks",
                 source: "PagedAttention, arXiv 2309.06180",
@@ -83,9 +115,115 @@ impl Optimization {
                 requires: &[Self::PagedKv],
                 conflicts: &[],
                 devices: Devices::All,
+                in_all: true,
                 engages_when: "a prompt begins with 16 tokens or more of an earlier one",
                 counts: "prompt tokens found",
                 source: "vLLM automatic prefix caching; RadixAttention, arXiv 2312.07104",
+            },
+            Self::KvF16 => Spec {
+                name: "kv-f16",
+                summary: "keys and values in half precision",
+                slot: Slot::KvType,
+                baseline: "model type",
+                saves: &[Saving::Memory, Saving::Time],
+                exactness: Exactness::Tolerance,
+                requires: &[Self::PagedKv, Self::FlashAttention],
+                conflicts: &[Self::KvFp8, Self::KvFp4],
+                devices: Devices::Cpu,
+                in_all: false,
+                engages_when: "a token is stored",
+                counts: "tokens stored in f16",
+                source: "IEEE 754 binary16",
+            },
+            Self::KvFp8 => Spec {
+                name: "kv-fp8",
+                summary: "keys and values in 8 bits (e4m3), a scale for each head of a token",
+                slot: Slot::KvType,
+                baseline: "model type",
+                saves: &[Saving::Memory, Saving::Time],
+                exactness: Exactness::Lossy,
+                requires: &[Self::PagedKv, Self::FlashAttention],
+                conflicts: &[Self::KvF16, Self::KvFp4],
+                devices: Devices::Cpu,
+                in_all: true,
+                engages_when: "a token is stored",
+                counts: "tokens stored in fp8",
+                source: "FP8 formats, arXiv 2209.05433",
+            },
+            Self::KvFp4 => Spec {
+                name: "kv-fp4",
+                summary: "keys and values in 4 bits (e2m1), a scale for each block",
+                slot: Slot::KvType,
+                baseline: "model type",
+                saves: &[Saving::Memory, Saving::Time],
+                exactness: Exactness::Lossy,
+                requires: &[Self::PagedKv, Self::FlashAttention],
+                conflicts: &[Self::KvF16, Self::KvFp8],
+                devices: Devices::Cpu,
+                in_all: false,
+                engages_when: "a token is stored",
+                counts: "tokens stored in fp4",
+                source: "OCP Microscaling Formats 1.0",
+            },
+            Self::FlashAttention => Spec {
+                name: "flash-attention",
+                summary: "attention in tiles with an online softmax, over the blocks in place",
+                slot: Slot::Attention,
+                baseline: "scores materialised",
+                saves: &[Saving::Time, Saving::Memory],
+                exactness: Exactness::Tolerance,
+                requires: &[Self::PagedKv],
+                conflicts: &[],
+                devices: Devices::Cpu,
+                in_all: true,
+                engages_when: "a token is computed",
+                counts: "tokens attended in tiles",
+                source: "FlashAttention-2, arXiv 2307.08691; split-KV, arXiv 2311.01282",
+            },
+            Self::FastLinear => Spec {
+                name: "fast-linear",
+                summary: "projections by own SIMD kernels over weights packed at load",
+                slot: Slot::Linear,
+                baseline: "candle matmul",
+                saves: &[Saving::Time],
+                exactness: Exactness::Tolerance,
+                requires: &[],
+                conflicts: &[],
+                devices: Devices::Cpu,
+                in_all: true,
+                engages_when: "a token is computed",
+                counts: "tokens through packed weights",
+                source: "own; interleaved rows after llama.cpp",
+            },
+            Self::FusedOps => Spec {
+                name: "fused-ops",
+                summary: "packed QKV and gate-up, residual with norm, rope with KV store, in one workspace",
+                slot: Slot::Pointwise,
+                baseline: "candle ops composed",
+                saves: &[Saving::Time],
+                exactness: Exactness::Tolerance,
+                requires: &[Self::PagedKv, Self::FlashAttention, Self::FastLinear],
+                conflicts: &[],
+                devices: Devices::Cpu,
+                in_all: true,
+                engages_when: "a token is computed",
+                counts: "tokens through fused ops",
+                source: "own",
+            },
+            Self::PinnedPool => Spec {
+                name: "pinned-pool",
+                summary: "a persistent pool that spins briefly, then parks, and hands work out in pieces",
+                slot: Slot::Threads,
+                baseline: "rayon",
+                saves: &[Saving::Time],
+                exactness: Exactness::Bitwise,
+                requires: &[Self::FastLinear],
+                conflicts: &[],
+                devices: Devices::Cpu,
+                in_all: true,
+                engages_when: "more than one thread computes",
+                counts: "tokens computed with it",
+                source: "own",
             },
             Self::FastSampler => Spec {
                 name: "fast-sampler",
@@ -97,6 +235,7 @@ impl Optimization {
                 requires: &[],
                 conflicts: &[],
                 devices: Devices::All,
+                in_all: true,
                 engages_when: "a request draws at a temperature above 0",
                 counts: "draws without a full sort",
                 source: "own",
@@ -107,6 +246,11 @@ impl Optimization {
     /// Its name in flags and reports.
     pub fn name(self) -> &'static str {
         self.spec().name
+    }
+
+    /// Itself and everything that it needs.
+    pub fn with_requirements(self) -> Selection {
+        Selection::closed([self])
     }
 
     /// Finds it by name.
@@ -121,6 +265,13 @@ impl Optimization {
             Self::ChunkedPrefill => plan.prefill = PrefillKind::Chunked,
             Self::PagedKv => plan.kv_layout = KvLayout::Paged,
             Self::PrefixCache => plan.prefix_reuse = PrefixReuse::BlockChain,
+            Self::KvF16 => plan.kv_type = KvTypeKind::F16,
+            Self::KvFp8 => plan.kv_type = KvTypeKind::Fp8,
+            Self::KvFp4 => plan.kv_type = KvTypeKind::Fp4,
+            Self::FlashAttention => plan.attention = AttentionKind::Flash,
+            Self::FastLinear => plan.linear = LinearKind::Packed,
+            Self::FusedOps => plan.pointwise = PointwiseKind::Fused,
+            Self::PinnedPool => plan.team = TeamKind::Pinned,
             Self::FastSampler => plan.sampler = SamplerKind::Candidates,
         }
     }

@@ -49,7 +49,7 @@ pub enum SelectionError {
         second: &'static str,
     },
     /// One that needs another.
-    #[error("{name} needs {requirement}; add `{requirement}`")]
+    #[error("{name} needs {requirement}; add `{requirement}` or leave {name} out")]
     Unmet {
         /// Which.
         name: &'static str,
@@ -68,14 +68,34 @@ impl Selection {
         Self::default()
     }
 
-    /// Every optimization whose outputs equal the baseline's.
+    /// Every optimization whose outputs equal the baseline's, with all that it needs.
     pub fn exact() -> Self {
-        Self { set: Optimization::ALL.into_iter().filter(|o| o.spec().exactness.is_lossless()).collect() }
+        let exact = |o: &Optimization| o.spec().exactness.is_lossless();
+        let all_exact = |o: &Optimization| Self::closed([*o]).iter().all(|o| exact(&o));
+        Self { set: Optimization::ALL.into_iter().filter(all_exact).collect() }
     }
 
-    /// Every optimization.
+    /// Every optimization; of those that exclude one another, the preferred one.
     pub fn all() -> Self {
-        Self { set: Optimization::ALL.into() }
+        Self { set: Optimization::ALL.into_iter().filter(|o| o.spec().in_all).collect() }
+    }
+
+    /// These and all that they need. Conflicts are not looked for.
+    pub fn closed(optimizations: impl IntoIterator<Item = Optimization>) -> Self {
+        let mut set = BTreeSet::new();
+        let mut open: Vec<Optimization> = optimizations.into_iter().collect();
+        while let Some(optimization) = open.pop() {
+            if set.insert(optimization) {
+                open.extend(optimization.spec().requires);
+            }
+        }
+        Self { set }
+    }
+
+    /// The set without this one and without what needs it.
+    pub fn without(&self, optimization: Optimization) -> Self {
+        let needs = |o: &Optimization| Self::closed([*o]).contains(optimization);
+        Self { set: self.iter().filter(|o| !needs(o)).collect() }
     }
 
     /// Checks a set against the registry.
@@ -172,8 +192,7 @@ mod tests {
         check("none", "none");
         check(" paged-kv , continuous-batching", "continuous-batching,paged-kv");
         check("none,prefix-cache,paged-kv", "paged-kv,prefix-cache");
-        let without = Selection::of(Selection::all().iter().filter(|o| *o != Optimization::FastSampler));
-        check("all,-fast-sampler", &without.unwrap().to_string());
+        check("all,-fast-sampler", &Selection::all().without(Optimization::FastSampler).to_string());
         let names = Selection::exact().iter().map(|o| format!(",-{}", o.name())).collect::<String>();
         check(&format!("exact{names}"), "none");
     }
@@ -185,8 +204,8 @@ mod tests {
         check("turbo", &format!("unknown optimization `turbo`; {list}"));
         check("all,-turbo", &format!("unknown optimization `turbo`; {list}"));
         check("-paged-kv", "`-paged-kv` takes nothing away; write `all,-paged-kv` or `exact,-paged-kv`");
-        check("prefix-cache", "prefix-cache needs paged-kv; add `paged-kv`");
-        check("all,-paged-kv", "prefix-cache needs paged-kv; add `paged-kv`");
+        check("prefix-cache", "prefix-cache needs paged-kv; add `paged-kv` or leave prefix-cache out");
+        check("all,-paged-kv", "prefix-cache needs paged-kv; add `paged-kv` or leave prefix-cache out");
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub struct Spec {
     pub conflicts: &'static [Optimization],
     /// Where it applies.
     pub devices: Devices,
+    /// Whether `all` selects it; of several that exclude one another it selects one.
+    pub in_all: bool,
     /// Completes "engages when ..".
     pub engages_when: &'static str,
     /// What its counter of use counts.
@@ -44,6 +46,16 @@ pub enum Slot {
     KvLayout,
     /// What becomes of computed prompts.
     PrefixReuse,
+    /// How keys and values are stored.
+    KvType,
+    /// How queries meet keys.
+    Attention,
+    /// How projections are computed.
+    Linear,
+    /// How the small ops between them are computed.
+    Pointwise,
+    /// Which threads compute.
+    Threads,
     /// How a token is drawn.
     Sampler,
 }
@@ -55,6 +67,11 @@ impl fmt::Display for Slot {
             Self::Prefill => "prefill",
             Self::KvLayout => "KV layout",
             Self::PrefixReuse => "prefix reuse",
+            Self::KvType => "KV type",
+            Self::Attention => "attention",
+            Self::Linear => "linear",
+            Self::Pointwise => "pointwise",
+            Self::Threads => "CPU threads",
             Self::Sampler => "sampler",
         })
     }

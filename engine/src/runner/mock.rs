@@ -4,9 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use candle_core::{Device, Tensor};
-
-use super::{ModelRunner, StepInput};
+use super::{Logits, ModelRunner, StepInput};
 use crate::RequestId;
 use crate::components::Engagement;
 use crate::error::EngineError;
@@ -82,7 +80,12 @@ fn slot(placement: &KvPlacement, position: usize) -> usize {
 }
 
 impl ModelRunner for MockRunner {
-    fn execute(&mut self, input: &StepInput, _engagement: &mut Engagement) -> Result<Tensor, EngineError> {
+    fn execute(
+        &mut self,
+        input: &StepInput,
+        logits: &mut Logits,
+        _engagement: &mut Engagement,
+    ) -> Result<(), EngineError> {
         let step = self.num_steps;
         self.num_steps += 1;
         self.inject(step)?;
@@ -110,10 +113,11 @@ impl ModelRunner for MockRunner {
                 row_hashes[row] = hash;
             }
         }
-        let mut logits = vec![0f32; input.logit_rows.len() * self.vocab_size];
+        let logits = logits.reset(input.logit_rows.len(), self.vocab_size);
+        logits.fill(0.0);
         for (at, &row) in input.logit_rows.iter().enumerate() {
             logits[at * self.vocab_size + self.favourite(row_hashes[row as usize])] = 8.0;
         }
-        Ok(Tensor::from_vec(logits, (input.logit_rows.len(), self.vocab_size), &Device::Cpu)?)
+        Ok(())
     }
 }

@@ -9,6 +9,7 @@ mod packed;
 #[cfg(test)]
 mod packed_tests;
 mod repack;
+mod tensor_op;
 
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ pub struct Linear {
 enum LinearWeight {
     Dense(Tensor),
     Quantized(QMatMul),
+    Packed(tensor_op::TensorOp),
 }
 
 impl Linear {
@@ -45,6 +47,11 @@ impl Linear {
         Ok(Self { weight: LinearWeight::Quantized(QMatMul::from_arc(weight)?), bias })
     }
 
+    /// Over packed weights, whose bias is packed with them. Inputs are f32.
+    pub fn packed(packed: PackedLinear, team: Arc<dyn crate::team::Team>) -> Self {
+        Self { weight: LinearWeight::Packed(tensor_op::TensorOp::new(packed, team)), bias: None }
+    }
+
     /// Applies the layer to every row.
     ///
     /// Shapes: `x [num_rows, in_features]`, result `[num_rows, out_features]`.
@@ -53,6 +60,7 @@ impl Linear {
         let y = match &self.weight {
             LinearWeight::Dense(weight) => matmul::batch_invariant(x, &weight.t()?)?,
             LinearWeight::Quantized(weight) => quantized_matmul(&x.contiguous()?, weight)?,
+            LinearWeight::Packed(op) => op.forward(x)?,
         };
         match &self.bias {
             Some(bias) => y.broadcast_add(bias),

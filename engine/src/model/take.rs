@@ -1,0 +1,95 @@
+//! Takes tensors out of a checkpoint and checks their shapes.
+
+use aisp_kernels::linear::{Linear, LinearSource, PackedLinear};
+use candle_core::{DType, Result, Tensor};
+
+use super::weights::{Weight, Weights};
+use crate::compute::Compute;
+use crate::error::EngineError;
+use crate::plan::LinearKind;
+
+/// A checkpoint under way to a model.
+pub(super) struct Take<'a> {
+    pub weights: &'a mut Weights,
+    pub dtype: DType,
+    pub kind: LinearKind,
+    pub compute: &'a Compute,
+}
+
+/// A projection as the checkpoint has it.
+pub(super) struct Projection {
+    pub weight: Weight,
+    pub bias: Option<Tensor>,
+}
+
+impl Projection {
+    fn source(&self) -> LinearSource<'_> {
+        match &self.weight {
+            Weight::Dense(weight) => LinearSource::Dense(weight, self.bias.as_ref()),
+            Weight::Quantized(weight) => LinearSource::Quantized(weight, self.bias.as_ref()),
+        }
+    }
+}
+
+impl Take<'_> {
+    pub fn weight(&mut self, name: &str, shape: &[usize]) -> std::result::Result<Weight, EngineError> {
+        let fail = |message: String| EngineError::Weight { name: name.to_owned(), message };
+        let weight = self.weights.take(name).ok_or_else(|| fail("is missing from the checkpoint".into()))?;
+        if weight.shape().dims() != shape {
+            return Err(fail(format!("has shape {:?}, the config asks for {shape:?}", weight.shape().dims())));
+        }
+        Ok(weight)
+    }
+
+    pub fn vector(&mut self, name: &str, len: usize) -> std::result::Result<Tensor, EngineError> {
+        match self.weight(name, &[len])? {
+            Weight::Dense(tensor) => Ok(tensor.to_dtype(self.dtype)?),
+            Weight::Quantized(tensor) => Ok(tensor.dequantize(&tensor.device())?.to_dtype(self.dtype)?),
+        }
+    }
+
+    pub fn values(&mut self, name: &str, len: usize) -> std::result::Result<Vec<f32>, EngineError> {
+        Ok(self.vector(name, len)?.to_dtype(DType::F32)?.to_vec1()?)
+    }
+
+    /// `[outputs, inputs]`.
+    pub fn projection(
+        &mut self,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+        bias: bool,
+    ) -> std::result::Result<Projection, EngineError> {
+        let weight = self.weight(&format!("{name}.weight"), &[outputs, inputs])?;
+        let bias = if bias { Some(self.vector(&format!("{name}.bias"), outputs)?) } else { None };
+        Ok(Projection { weight, bias })
+    }
+
+    pub fn linear(
+        &mut self,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+        bias: bool,
+    ) -> std::result::Result<Linear, EngineError> {
+        let projection = self.projection(name, inputs, outputs, bias)?;
+        Ok(self.to_linear(projection)?)
+    }
+
+    pub fn to_linear(&self, projection: Projection) -> Result<Linear> {
+        if self.kind == LinearKind::Packed {
+            return Ok(Linear::packed(self.pack(&[projection])?, self.compute.team.clone()));
+        }
+        match projection.weight {
+            Weight::Dense(weight) => Ok(Linear::dense(weight.to_dtype(self.dtype)?, projection.bias)),
+            Weight::Quantized(weight) => Linear::quantized(weight, projection.bias),
+        }
+    }
+
+    /// Stacks projections of one input.
+    pub fn pack(&self, parts: &[Projection]) -> Result<PackedLinear> {
+        let sources: Vec<LinearSource<'_>> = parts.iter().map(Projection::source).collect();
+        let Compute { isa, team } = self.compute;
+        PackedLinear::pack(&sources, *isa, team.as_ref()).map_err(candle_core::Error::wrap)
+    }
+}

@@ -1,0 +1,66 @@
+//! Where the tokens of a step lie in blocks, as the CPU kernels want it: slots and tables of plain numbers.
+
+use std::ops::Range;
+
+use aisp_kernels::attention::flash::FlashSequence;
+use candle_core::Result;
+
+use super::step_input::StepInput;
+use crate::kv_cache::{BLOCK_SIZE, KvPlacement};
+
+/// Slots and block tables of a step, in memory that is used again by the next.
+#[derive(Debug, Default)]
+pub struct BlockLayout {
+    /// Slot of each token, `[num_tokens]`.
+    pub slots: Vec<u32>,
+    tables: Vec<u32>,
+    spans: Vec<Span>,
+}
+
+#[derive(Debug, Clone)]
+struct Span {
+    rows: Range<usize>,
+    query_start: usize,
+    table: Range<usize>,
+}
+
+impl BlockLayout {
+    /// Takes a step over.
+    ///
+    /// Errors: a sequence that does not lie in blocks.
+    pub fn update(&mut self, input: &StepInput) -> Result<()> {
+        self.slots.clear();
+        self.tables.clear();
+        self.spans.clear();
+        for sequence in &input.sequences {
+            let KvPlacement::Paged { block_table } = &sequence.placement else {
+                candle_core::bail!("request {} lies in one run", sequence.id)
+            };
+            let start = self.tables.len();
+            self.tables.extend(block_table.iter().map(|block| block.0));
+            let table = start..self.tables.len();
+            let positions = sequence.query_start..sequence.context_len();
+            let blocks = &self.tables[table.clone()];
+            self.slots
+                .extend(positions.map(|at| blocks[at / BLOCK_SIZE] * BLOCK_SIZE as u32 + (at % BLOCK_SIZE) as u32));
+            self.spans.push(Span { rows: sequence.rows.clone(), query_start: sequence.query_start, table });
+        }
+        Ok(())
+    }
+
+    /// The sequences that have rows among these, counted from the first of these.
+    pub fn sequences(&self, rows: Range<usize>) -> Vec<FlashSequence<'_>> {
+        let mut sequences = Vec::with_capacity(self.spans.len());
+        for span in &self.spans {
+            let common = span.rows.start.max(rows.start)..span.rows.end.min(rows.end);
+            if !common.is_empty() {
+                sequences.push(FlashSequence {
+                    query_start: span.query_start + common.start - span.rows.start,
+                    rows: common.start - rows.start..common.end - rows.start,
+                    block_table: &self.tables[span.table.clone()],
+                });
+            }
+        }
+        sequences
+    }
+}
