@@ -42,6 +42,7 @@ pub struct EngineBuilder {
     num_kv_slots: Option<usize>,
     memory_utilization: Option<f64>,
     threads: Option<usize>,
+    dequantize: bool,
     seed: u64,
     load: LoadOptions,
 }
@@ -59,6 +60,7 @@ impl Default for EngineBuilder {
             num_kv_slots: None,
             memory_utilization: None,
             threads: None,
+            dequantize: false,
             seed: 0,
             load: LoadOptions::default(),
         }
@@ -111,6 +113,13 @@ impl EngineBuilder {
     /// Part of the free memory that the KV cache may take, above 0 and at most 1; a quarter unless said.
     pub fn memory_utilization(mut self, share: Option<f64>) -> Self {
         self.memory_utilization = share;
+        self
+    }
+
+    /// Expand quantized weights to plain f32 values: the arithmetic without rounding of activations, against which
+    /// kernels over blocks are held. Takes 4 bytes a weight.
+    pub fn dequantize(mut self, dequantize: bool) -> Self {
+        self.dequantize = dequantize;
         self
     }
 
@@ -174,7 +183,10 @@ impl EngineBuilder {
             let message = format!("must be above 0 and at most 1, got {share}");
             return Err(EngineError::InvalidSetting { name: "--gpu-memory-utilization", message });
         }
-        let checkpoint = loader::load(&self.model, &self.load)?;
+        let mut checkpoint = loader::load(&self.model, &self.load)?;
+        if self.dequantize {
+            checkpoint.weights.dequantize()?;
+        }
         let dtype = self.load.compute_dtype()?;
         let plan = self.optimizations.plan();
         if dtype != DType::F32 && (plan.attention == AttentionKind::Flash || plan.linear == LinearKind::Packed) {

@@ -69,7 +69,7 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", help_heading = "Engine")]
     pub kv_cache_memory_bytes: Option<u64>,
 
-    /// Threads that compute [default: all cores but one, or RAYON_NUM_THREADS]
+    /// Threads that compute [default: all cores for pinned-pool; all but one, or RAYON_NUM_THREADS, for the rest]
     #[arg(long, value_name = "N", value_parser = parse_threads, help_heading = "Engine")]
     pub threads: Option<usize>,
 
@@ -180,6 +180,7 @@ impl Args {
             .max_num_batched_tokens(self.max_num_batched_tokens)
             .prefill_chunk_tokens(self.prefill_chunk_tokens)
             .memory_utilization(self.gpu_memory_utilization)
+            .threads(self.threads)
             .kv_cache_memory_bytes(self.kv_cache_memory_bytes)
             .seed(self.seed)
             .dtype(dtype)

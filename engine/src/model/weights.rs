@@ -43,6 +43,18 @@ impl Weights {
         self.tensors.remove(name)
     }
 
+    /// Expands every quantized tensor to f32.
+    ///
+    /// Errors: out of memory.
+    pub fn dequantize(&mut self) -> candle_core::Result<()> {
+        for weight in self.tensors.values_mut() {
+            if let Weight::Quantized(tensor) = weight {
+                *weight = Weight::Dense(tensor.dequantize(&tensor.device())?);
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the tensor is there.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)

@@ -5,7 +5,7 @@ use std::fmt;
 use super::Optimization;
 
 /// One row of the registry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Spec {
     /// Name in flags, JSON and metrics.
     pub name: &'static str,
@@ -19,6 +19,8 @@ pub struct Spec {
     pub saves: &'static [Saving],
     /// How its outputs compare with the baseline's.
     pub exactness: Exactness,
+    /// How far logits may be from exact arithmetic on plain weights; for classes that round.
+    pub bound: Option<LogitBound>,
     /// Must be on as well.
     pub requires: &'static [Optimization],
     /// Must be off.
@@ -115,6 +117,24 @@ impl fmt::Display for Exactness {
             Self::Lossy => "lossy",
         })
     }
+}
+
+/// Most that logits may differ from those of exact arithmetic, over the positions of a real text.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LogitBound {
+    /// Mean Kullback-Leibler divergence, nat.
+    pub mean_kl: f64,
+    /// The divergence that one position in a thousand may exceed, nat.
+    pub high_kl: f64,
+    /// Least share of positions with the same most likely token.
+    pub same_top: f64,
+    /// Change of the perplexity, relative.
+    pub perplexity: f64,
+}
+
+impl LogitBound {
+    /// Of a kernel that computes the same in another order.
+    pub const KERNEL: Self = Self { mean_kl: 2e-5, high_kl: 1e-3, same_top: 0.999, perplexity: 5e-4 };
 }
 
 /// Where an optimization applies.
