@@ -2,7 +2,7 @@
 //! always. Labs say what to run; only this file decides in which order and what may be shown.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::gate::{Gate, Outputs};
 use crate::lab::{ArmSpec, Experiment, Lab, LabContext, LabInfo, Measured};
@@ -20,6 +20,8 @@ pub struct HarnessConfig {
     pub num_replicates: usize,
     /// Iterations of each arm before any counts.
     pub num_warmups: usize,
+    /// A lab that has taken longer ends early, with [`stats::MIN_REPLICATES`] replicates at least.
+    pub budget: Duration,
     /// What this machine can do, if it was measured.
     pub ceilings: Option<Ceilings>,
 }
@@ -54,7 +56,7 @@ impl Harness<'_> {
         let mut again = Series::new(&series[BASELINE].spec, &info);
         let mut reference = None;
         let finished = self.warm_up(experiment.as_mut(), &mut series, &mut reference)?
-            && self.measure(experiment.as_mut(), &mut series, &mut again, &mut reference)?;
+            && self.measure(experiment.as_mut(), &mut series, &mut again, &mut reference, started)?;
         self.progress.lab_finished();
         if !finished && again.samples_s.len() < 2 * stats::MIN_REPLICATES {
             return Ok(None);
@@ -111,10 +113,14 @@ impl Harness<'_> {
         series: &mut [Series],
         again: &mut Series,
         reference: &mut Option<Outputs>,
+        started: Instant,
     ) -> Result<bool, LabError> {
         let inputs = experiment.workload().fingerprint;
         let num_arms = series.len();
         for replicate in 0..self.config.num_replicates {
+            if replicate >= stats::MIN_REPLICATES && started.elapsed() > self.config.budget {
+                break;
+            }
             for at in stats::interleave(num_arms + 1, replicate) {
                 if self.stop.is_requested() {
                     return Ok(false);

@@ -2,7 +2,7 @@
 
 mod bench;
 mod dashboard;
-mod output;
+pub(crate) mod output;
 mod tools;
 
 use std::process::ExitCode;

@@ -85,7 +85,7 @@ fn run(slowdown: f64, fault: Fault) -> LabRecord {
 }
 
 fn run_until(slowdown: f64, fault: Fault, stop_after: Option<usize>) -> Option<LabRecord> {
-    let config = HarnessConfig { num_replicates: 6, num_warmups: 1, ceilings: None };
+    let config = HarnessConfig { num_replicates: 6, num_warmups: 1, budget: Duration::MAX, ceilings: None };
     let context = LabContext { model: aisp_engine::ModelSource::Builtin, seed: 0 };
     let stop = Stop::default();
     let stop_after = stop_after.map(|after| (after, stop.clone()));
@@ -143,4 +143,14 @@ fn a_stopped_lab_counts_from_three_replicates_on() {
     // Two warm-ups, and six iterations a replicate.
     let record = run_until(1.0, Fault::None, Some(2 + 4 * 6)).unwrap();
     assert_eq!(record.baseline.samples_s.len(), 8);
+}
+
+#[test]
+fn a_lab_over_its_budget_ends_after_three_replicates() {
+    let config = HarnessConfig { num_replicates: 6, num_warmups: 0, budget: Duration::ZERO, ceilings: None };
+    let context = LabContext { model: aisp_engine::ModelSource::Builtin, seed: 0 };
+    let harness = Harness { config, context, progress: &Silent, stop: Stop::default() };
+    let lab = Synthetic { slowdown: 1.0, fault: Fault::None, stop_after: None };
+    let record = harness.run(&lab).unwrap().unwrap();
+    assert_eq!(record.baseline.samples_s.len(), 2 * stats::MIN_REPLICATES);
 }

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
 
 use super::{Folders, Targets, context};
+use crate::cli::output::{print, print_line};
 use crate::expectations::{self, Finding};
 use crate::harness::{Harness, HarnessConfig};
 use crate::live::LiveFile;
@@ -48,6 +50,23 @@ pub struct Sampling {
     /// Iterations of each arm before any counts
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub warmup: u64,
+    /// A lab that takes longer ends early, with three replicates at least
+    #[arg(long, value_name = "S", default_value_t = 60)]
+    pub max_seconds: u64,
+}
+
+impl Sampling {
+    /// The harness's settings, with the ceilings of this device if they were measured.
+    ///
+    /// Errors: a file of ceilings that cannot be read.
+    pub fn harness(&self, folders: &Folders, device: &str) -> Result<HarnessConfig, LabError> {
+        Ok(HarnessConfig {
+            num_replicates: self.iterations as usize,
+            num_warmups: self.warmup as usize,
+            budget: Duration::from_secs(self.max_seconds),
+            ceilings: artifacts::read_ceilings(&folders.artifacts, device)?,
+        })
+    }
 }
 
 impl Run {
@@ -61,14 +80,9 @@ impl Run {
         if manifest.build != "release" {
             eprintln!("a debug build: figures mean nothing; use cargo run --release -p aisp");
         }
-        let ceilings = artifacts::read_ceilings(&self.folders.artifacts, &manifest.device)?;
         let live = LiveFile::new(&self.folders.artifacts, &manifest.run_id, Bars::default());
         let harness = Harness {
-            config: HarnessConfig {
-                num_replicates: self.sampling.iterations as usize,
-                num_warmups: self.sampling.warmup as usize,
-                ceilings,
-            },
+            config: self.sampling.harness(&self.folders, &manifest.device)?,
             context,
             progress: &live,
             stop: Stop::on_ctrl_c()?,
@@ -79,12 +93,12 @@ impl Run {
             let record = harness.run(lab.as_ref())?;
             run.partial |= harness.stop.is_requested();
             if let Some(record) = record {
-                print!("{}", report::lab_lines(&record));
+                print(&report::lab_lines(&record))?;
                 holds &= self.hold(&record, &run)?;
                 run.labs.push(record);
             }
             if run.partial {
-                println!("stopped: what follows is missing");
+                print_line("stopped: what follows is missing")?;
                 break;
             }
         }
@@ -92,18 +106,18 @@ impl Run {
         if let Some(path) = &self.json {
             artifacts::write_json(path, &run)?;
         }
-        println!("written to {}", dir.display());
+        print_line(&format!("written to {}", dir.display()))?;
         Ok(if holds && !run.partial { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
     fn config(&self, model: &str) -> BTreeMap<String, serde_json::Value> {
-        let threads = std::env::var("RAYON_NUM_THREADS").ok();
         let entries = [
             ("targets", json!(self.targets.targets)),
             ("model", json!(model)),
             ("iterations", json!(self.sampling.iterations)),
             ("warmup", json!(self.sampling.warmup)),
-            ("rayon_num_threads", json!(threads)),
+            ("max_seconds", json!(self.sampling.max_seconds)),
+            ("threads", json!(machine::num_threads())),
         ];
         entries.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
@@ -115,10 +129,10 @@ impl Run {
         for (arm, finding) in expectations::check(old.as_ref(), lab) {
             match finding {
                 Finding::Holds => {}
-                Finding::Better(why) => println!("  {arm}: better than expected: {why}"),
-                Finding::Unknown(why) => println!("  {arm}: {why}"),
+                Finding::Better(why) => print_line(&format!("  {arm}: better than expected: {why}"))?,
+                Finding::Unknown(why) => print_line(&format!("  {arm}: {why}"))?,
                 Finding::Worse(why) => {
-                    println!("  {arm}: REGRESSION: {why}");
+                    print_line(&format!("  {arm}: REGRESSION: {why}"))?;
                     holds = false;
                 }
             }
@@ -129,7 +143,8 @@ impl Run {
         let reason = self.accept_regression.as_deref();
         match expectations::updated(old.as_ref(), lab, &run.manifest, reason) {
             Some(new) => {
-                println!("  expectation written to {}", expectations::write(&self.expectations, &new)?.display());
+                let path = expectations::write(&self.expectations, &new)?;
+                print_line(&format!("  expectation written to {}", path.display()))?;
                 Ok(true)
             }
             None => Ok(holds),

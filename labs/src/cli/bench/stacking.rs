@@ -9,7 +9,9 @@ use serde_json::json;
 
 use super::run::Sampling;
 use super::{Folders, parsed_context};
-use crate::harness::{Harness, HarnessConfig};
+use crate::cli::output::{print, print_line};
+use crate::harness::Harness;
+use crate::live::LiveFile;
 use crate::progress::Bars;
 use crate::record::{RunRecord, Verdict};
 use crate::stacking::{StackingLab, matrix};
@@ -41,19 +43,16 @@ impl Stacking {
         let config =
             BTreeMap::from([("model".to_owned(), json!(context.model.to_string())), ("sampling".to_owned(), sampling)]);
         let manifest = machine::manifest(config, self.seed);
+        let live = LiveFile::new(&self.folders.artifacts, &manifest.run_id, Bars::default());
         let harness = Harness {
-            config: HarnessConfig {
-                num_replicates: self.sampling.iterations as usize,
-                num_warmups: self.sampling.warmup as usize,
-                ceilings: artifacts::read_ceilings(&self.folders.artifacts, &manifest.device)?,
-            },
+            config: self.sampling.harness(&self.folders, &manifest.device)?,
             context,
-            progress: &Bars::default(),
+            progress: &live,
             stop: Stop::on_ctrl_c()?,
         };
         let record = harness.run(&StackingLab)?;
         let Some(record) = record else {
-            println!("stopped before three replicates were through: nothing is written");
+            print_line("stopped before three replicates were through: nothing is written")?;
             return Ok(ExitCode::FAILURE);
         };
         let matrix = matrix(&record, self.seed)?;
@@ -66,8 +65,8 @@ impl Stacking {
             let path = dir.join(name);
             fs::write(&path, text).map_err(LabError::io(&path))?;
         }
-        print!("{}", matrix.markdown());
-        println!("written to {}", dir.display());
+        print(&matrix.markdown())?;
+        print_line(&format!("written to {}", dir.display()))?;
         Ok(if all_right && !run.partial { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
