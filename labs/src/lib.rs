@@ -4,8 +4,10 @@
 //! read it.
 #![forbid(unsafe_code)]
 
+pub mod ab;
 pub mod analysis;
 pub mod artifacts;
+mod child;
 pub mod cli;
 pub mod comparison;
 pub mod dashboard;

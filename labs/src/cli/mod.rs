@@ -1,5 +1,6 @@
 //! The command line: one file a verb. A verb parses, calls the library and prints; it decides nothing.
 
+mod ab;
 mod bench;
 mod dashboard;
 pub(crate) mod output;
@@ -21,6 +22,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Two stacks of optimizations against one another, on the engine that ships
+    Ab(ab::AbArgs),
     /// Baseline/optimized pairs: run them, compare runs
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -37,6 +40,7 @@ impl Cli {
     /// Errors: what the verb met.
     pub fn run(self) -> Result<ExitCode, LabError> {
         match self.command {
+            Command::Ab(ab) => ab.run(),
             Command::Bench(bench) => bench.run(),
             Command::Dashboard(dashboard) => dashboard.run(),
             Command::Tools(tools) => tools.run(),

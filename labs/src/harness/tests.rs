@@ -6,6 +6,7 @@ use super::*;
 use crate::gate::Tolerance;
 use crate::progress::Silent;
 use crate::record::Goal;
+use crate::stop::Stop;
 
 /// A lab whose times are made up: the harness is under test, not the machine.
 #[derive(Clone)]
@@ -86,10 +87,9 @@ fn run(slowdown: f64, fault: Fault) -> LabRecord {
 
 fn run_until(slowdown: f64, fault: Fault, stop_after: Option<usize>) -> Option<LabRecord> {
     let config = HarnessConfig { num_replicates: 6, num_warmups: 1, budget: Duration::MAX, ceilings: None };
-    let context = LabContext { model: aisp_engine::ModelSource::Builtin, seed: 0 };
-    let stop = Stop::default();
-    let stop_after = stop_after.map(|after| (after, stop.clone()));
-    let harness = Harness { config, context, progress: &Silent, stop };
+    let context = LabContext::default();
+    let stop_after = stop_after.map(|after| (after, context.stop.clone()));
+    let harness = Harness { config, context, progress: &Silent };
     harness.run(&Synthetic { slowdown, fault, stop_after }).unwrap()
 }
 
@@ -148,8 +148,7 @@ fn a_stopped_lab_counts_from_three_replicates_on() {
 #[test]
 fn a_lab_over_its_budget_ends_after_three_replicates() {
     let config = HarnessConfig { num_replicates: 6, num_warmups: 0, budget: Duration::ZERO, ceilings: None };
-    let context = LabContext { model: aisp_engine::ModelSource::Builtin, seed: 0 };
-    let harness = Harness { config, context, progress: &Silent, stop: Stop::default() };
+    let harness = Harness { config, context: LabContext::default(), progress: &Silent };
     let lab = Synthetic { slowdown: 1.0, fault: Fault::None, stop_after: None };
     let record = harness.run(&lab).unwrap().unwrap();
     assert_eq!(record.baseline.samples_s.len(), 2 * stats::MIN_REPLICATES);

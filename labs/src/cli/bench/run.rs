@@ -15,7 +15,6 @@ use crate::harness::{Harness, HarnessConfig};
 use crate::live::LiveFile;
 use crate::progress::Bars;
 use crate::record::{LabRecord, RunRecord};
-use crate::stop::Stop;
 use crate::{LabError, artifacts, labs, machine, report, stats};
 
 /// Arguments of `aisp bench run`.
@@ -81,17 +80,13 @@ impl Run {
             eprintln!("a debug build: figures mean nothing; use cargo run --release -p aisp");
         }
         let live = LiveFile::new(&self.folders.artifacts, &manifest.run_id, Bars::default());
-        let harness = Harness {
-            config: self.sampling.harness(&self.folders, &manifest.device)?,
-            context,
-            progress: &live,
-            stop: Stop::on_ctrl_c()?,
-        };
+        let harness =
+            Harness { config: self.sampling.harness(&self.folders, &manifest.device)?, context, progress: &live };
         let mut run = RunRecord { manifest, labs: Vec::new(), partial: false };
         let mut holds = true;
         for lab in found {
             let record = harness.run(lab.as_ref())?;
-            run.partial |= harness.stop.is_requested();
+            run.partial |= harness.context.stop.is_requested();
             if let Some(record) = record {
                 print(&report::lab_lines(&record))?;
                 holds &= self.hold(&record, &run)?;

@@ -15,7 +15,6 @@ use crate::live::LiveFile;
 use crate::progress::Bars;
 use crate::record::{RunRecord, Verdict};
 use crate::stacking::{StackingLab, matrix};
-use crate::stop::Stop;
 use crate::{LabError, artifacts, machine, report, stacking_plot};
 
 /// Arguments of `aisp bench stacking`.
@@ -44,12 +43,8 @@ impl Stacking {
             BTreeMap::from([("model".to_owned(), json!(context.model.to_string())), ("sampling".to_owned(), sampling)]);
         let manifest = machine::manifest(config, self.seed);
         let live = LiveFile::new(&self.folders.artifacts, &manifest.run_id, Bars::default());
-        let harness = Harness {
-            config: self.sampling.harness(&self.folders, &manifest.device)?,
-            context,
-            progress: &live,
-            stop: Stop::on_ctrl_c()?,
-        };
+        let harness =
+            Harness { config: self.sampling.harness(&self.folders, &manifest.device)?, context, progress: &live };
         let record = harness.run(&StackingLab)?;
         let Some(record) = record else {
             print_line("stopped before three replicates were through: nothing is written")?;
@@ -57,7 +52,7 @@ impl Stacking {
         };
         let matrix = matrix(&record, self.seed)?;
         let all_right = record.variants.iter().all(|variant| variant.verdict != Verdict::Wrong);
-        let run = RunRecord { manifest, labs: vec![record], partial: harness.stop.is_requested() };
+        let run = RunRecord { manifest, labs: vec![record], partial: harness.context.stop.is_requested() };
         let page = format!("{}\n## Matrix\n\n{}\n![](stacking.svg)\n", report::markdown(&run), matrix.markdown());
         let dir = artifacts::write_run(&self.folders.artifacts, &run, &page)?;
         artifacts::write_json(&dir.join("stacking.json"), &matrix)?;

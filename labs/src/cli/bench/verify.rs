@@ -25,6 +25,9 @@ impl Verify {
         let context = context(&self.targets)?;
         let mut all_passed = true;
         for lab in labs::matching(&self.targets.targets)? {
+            if context.stop.is_requested() {
+                return Ok(ExitCode::FAILURE);
+            }
             all_passed &= verify(lab.as_ref(), &context)?;
         }
         Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
