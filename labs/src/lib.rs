@@ -32,6 +32,7 @@ pub mod stats;
 pub mod stop;
 mod table;
 pub mod tools;
+pub mod trace;
 mod units;
 
 pub use error::LabError;

@@ -2,9 +2,11 @@
 
 mod ab;
 mod bench;
+mod completions;
 mod dashboard;
 pub(crate) mod output;
 mod tools;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -27,8 +29,12 @@ enum Command {
     /// Baseline/optimized pairs: run them, compare runs
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// A script that completes verbs and flags in a shell
+    Completions(completions::CompletionsArgs),
     /// The stored runs as pages, on this machine only
     Dashboard(dashboard::DashboardArgs),
+    /// Record real steps for Perfetto, and say where the time went
+    Trace(trace::TraceArgs),
     /// Calculators, and the probe of this machine
     Tools(tools::Tools),
 }
@@ -42,6 +48,8 @@ impl Cli {
         match self.command {
             Command::Ab(ab) => ab.run(),
             Command::Bench(bench) => bench.run(),
+            Command::Completions(completions) => completions.run(),
+            Command::Trace(trace) => trace.run(),
             Command::Dashboard(dashboard) => dashboard.run(),
             Command::Tools(tools) => tools.run(),
         }
