@@ -24,6 +24,13 @@ impl Supervised {
         Ok((Self { pid }, taken))
     }
 
+    /// Whether it is still under way.
+    pub fn is_alive(&self) -> bool {
+        let mut running = running();
+        let own = running.iter_mut().find(|child| child.id() == self.pid);
+        own.is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
     /// Its number.
     pub fn pid(&self) -> u32 {
         self.pid

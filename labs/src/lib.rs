@@ -22,6 +22,7 @@ pub mod live;
 pub mod machine;
 pub mod memory;
 pub mod probe;
+pub mod profile;
 pub mod progress;
 pub mod record;
 pub mod report;
@@ -33,6 +34,7 @@ pub mod stop;
 mod table;
 pub mod tools;
 pub mod trace;
+pub mod tui;
 mod units;
 
 pub use error::LabError;

@@ -18,8 +18,8 @@ pub struct Figure {
     pub a: Ratio,
     /// Median of B with its interval.
     pub b: Ratio,
-    /// B over A.
-    pub b_over_a: Ratio,
+    /// B over A; none where A or B was zero.
+    pub b_over_a: Option<Ratio>,
 }
 
 /// What the HTTP front end takes of one side's time.
@@ -53,7 +53,7 @@ pub fn figures(lab: &LabRecord, seed: u64) -> Vec<Figure> {
             name,
             a: stats::median_interval(of_a, seed)?,
             b: stats::median_interval(of_b, seed)?,
-            b_over_a: stats::ratio_of_medians(of_b, of_a, seed)?,
+            b_over_a: stats::ratio_of_medians(of_b, of_a, seed).filter(|_| of_a.iter().chain(of_b).all(|&s| s > 0.0)),
         })
     };
     let rates = |arm: &ArmRecord, work: u64| -> Vec<f64> { arm.samples_s.iter().map(|s| work as f64 / s).collect() };
@@ -94,12 +94,8 @@ pub fn markdown(lab: &LabRecord, ab: &AbLab, seed: u64) -> String {
             if low == high { ratio } else { format!("{ratio} [{low}, {high}]") }
         };
         for figure in figures {
-            table.row(vec![
-                figure.name.to_owned(),
-                shown(figure.a),
-                shown(figure.b),
-                format!("x{}", shown(figure.b_over_a)),
-            ]);
+            let ratio = figure.b_over_a.map_or(String::new(), |ratio| format!("x{}", shown(ratio)));
+            table.row([figure.name.to_owned(), shown(figure.a), shown(figure.b), ratio]);
         }
         let _ = writeln!(text, "{table}");
     }

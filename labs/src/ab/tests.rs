@@ -28,8 +28,8 @@ fn stacks_are_compared_in_every_figure() {
         assert!(page.contains(figure), "{figure} is not in {page}");
     }
     for figure in figures(&record, 0) {
-        for side in [figure.a, figure.b, figure.b_over_a] {
-            assert!(side.low <= side.ratio && side.ratio <= side.high && side.ratio > 0.0, "{figure:?}");
+        for side in [Some(figure.a), Some(figure.b), figure.b_over_a].into_iter().flatten() {
+            assert!(side.low <= side.ratio && side.ratio <= side.high && side.ratio.is_finite(), "{figure:?}");
         }
     }
     assert!(front_shares(&record, &lab, 0).is_empty());

@@ -7,6 +7,7 @@ mod dashboard;
 pub(crate) mod output;
 mod tools;
 mod trace;
+mod tui;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,8 @@ enum Command {
     Dashboard(dashboard::DashboardArgs),
     /// Record real steps for Perfetto, and say where the time went
     Trace(trace::TraceArgs),
+    /// The labs in a terminal: last results, run one, live progress
+    Tui(tui::TuiArgs),
     /// Calculators, and the probe of this machine
     Tools(tools::Tools),
 }
@@ -50,6 +53,7 @@ impl Cli {
             Command::Bench(bench) => bench.run(),
             Command::Completions(completions) => completions.run(),
             Command::Trace(trace) => trace.run(),
+            Command::Tui(tui) => tui.run(),
             Command::Dashboard(dashboard) => dashboard.run(),
             Command::Tools(tools) => tools.run(),
         }

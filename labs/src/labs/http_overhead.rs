@@ -1,6 +1,6 @@
 //! `serving:http_overhead`: the same requests over HTTP to `aisp-serve` and in process: what the front end takes.
 
-use aisp_engine::Selection;
+use aisp_engine::{Optimization, Selection};
 
 use crate::LabError;
 use crate::ab::{AbSettings, Front, HttpArm, HttpExperiment};
@@ -24,7 +24,9 @@ impl Lab for HttpOverheadLab {
     }
 
     fn prepare(&self, context: &LabContext) -> Result<Box<dyn Experiment>, LabError> {
-        let arm = |name: &str, front| HttpArm { name: name.to_owned(), selection: Selection::exact(), front };
+        let switches = [Optimization::ContinuousBatching, Optimization::PagedKv];
+        let selection = Selection::of(switches).map_err(|error| LabError::Engine(error.into()))?;
+        let arm = |name: &str, front| HttpArm { name: name.to_owned(), selection: selection.clone(), front };
         let arms = vec![arm("http", Front::Http), arm("in_process", Front::InProcess)];
         Ok(Box::new(HttpExperiment::new(context, &AbSettings::default(), arms)?))
     }

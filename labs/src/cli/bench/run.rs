@@ -13,6 +13,7 @@ use crate::cli::output::{print, print_line};
 use crate::expectations::{self, Finding};
 use crate::harness::{Harness, HarnessConfig};
 use crate::live::LiveFile;
+use crate::profile::{Profile, profile};
 use crate::progress::Bars;
 use crate::record::{LabRecord, RunRecord};
 use crate::{LabError, artifacts, labs, machine, report, stats};
@@ -35,6 +36,9 @@ pub struct Run {
     /// Write worse figures down too, with the reason
     #[arg(long, value_name = "WHY", requires = "update_expectations")]
     accept_regression: Option<String>,
+    /// What is looked at beside the time
+    #[arg(long, value_enum, default_value_t = Profile::None)]
+    profile: Profile,
     /// Also write the results here
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -85,7 +89,15 @@ impl Run {
         let mut run = RunRecord { manifest, labs: Vec::new(), partial: false };
         let mut holds = true;
         for lab in found {
-            let record = harness.run(lab.as_ref())?;
+            let record = match harness.run(lab.as_ref()) {
+                Ok(record) => record,
+                // The other labs still can.
+                Err(error) => {
+                    print_line(&format!("{}  failed: {error}", lab.info().id))?;
+                    holds = false;
+                    None
+                }
+            };
             run.partial |= harness.context.stop.is_requested();
             if let Some(record) = record {
                 print(&report::lab_lines(&record))?;
@@ -98,6 +110,16 @@ impl Run {
             }
         }
         let dir = artifacts::write_run(&self.folders.artifacts, &run, &report::markdown(&run))?;
+        if !run.partial {
+            let again = ["bench", "run", "--iterations", "3", "--artifacts"].map(str::to_owned).into_iter().chain([
+                dir.join("profiled").display().to_string(),
+                "--targets".to_owned(),
+                self.targets.targets.join(","),
+                format!("--model={}", self.targets.model),
+            ]);
+            let (again, ceilings) = (Vec::from_iter(again), harness.config.ceilings.as_ref());
+            print(&profile(self.profile, &harness.context, ceilings, &dir, &again)?)?;
+        }
         if let Some(path) = &self.json {
             artifacts::write_json(path, &run)?;
         }
