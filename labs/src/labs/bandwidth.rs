@@ -83,7 +83,7 @@ impl Experiment for BandwidthExperiment {
     fn workload(&self) -> Workload {
         let moved = self.words.len() * WORD * self.num_passes;
         let written = if self.link == Link::Copy { moved } else { 0 };
-        let (set, passes) = (self.words.len() * WORD >> 20, self.num_passes);
+        let (set, passes) = ((self.words.len() * WORD) >> 20, self.num_passes);
         Workload {
             description: format!("{set} MiB, {passes} times, {:?}", self.link).to_lowercase(),
             fingerprint: self.fingerprint.clone(),

@@ -155,6 +155,6 @@ impl ModelLoadingExperiment {
 /// A sum of all bytes, eight at a time. Parts that begin at multiples of eight add up to the whole.
 fn sum_of(bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<8>();
-    let tail = rest.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+    let tail = rest.iter().rev().fold(0, |word, byte| (word << 8) | u64::from(*byte));
     words.iter().fold(tail, |sum: u64, word| sum.wrapping_add(u64::from_le_bytes(*word)))
 }

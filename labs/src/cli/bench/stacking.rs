@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -30,6 +31,9 @@ pub struct Stacking {
     sampling: Sampling,
     #[command(flatten)]
     folders: Folders,
+    /// Also write the matrix here; the README's table reads expectations/stacking.json
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
 impl Stacking {
@@ -56,6 +60,9 @@ impl Stacking {
         let page = format!("{}\n## Matrix\n\n{}\n![](stacking.svg)\n", report::markdown(&run), matrix.markdown());
         let dir = artifacts::write_run(&self.folders.artifacts, &run, &page)?;
         artifacts::write_json(&dir.join("stacking.json"), &matrix)?;
+        if let Some(path) = &self.json {
+            artifacts::write_json(path, &matrix)?;
+        }
         for (name, text) in [("stacking.md", matrix.markdown()), ("stacking.svg", stacking_plot::svg(&matrix))] {
             let path = dir.join(name);
             fs::write(&path, text).map_err(LabError::io(&path))?;
