@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use tracing::debug_span;
+
 use crate::builder::EngineBuilder;
 use crate::components::Engagement;
 use crate::error::EngineError;
@@ -263,13 +265,14 @@ impl Engine {
     pub fn step(&mut self) -> Result<Vec<RequestOutput>, EngineError> {
         let started = (self.clock)();
         let mut outputs = std::mem::take(&mut self.undelivered);
-        let batch = self.scheduler.schedule(self.kv.as_mut(), started);
+        let batch = debug_span!("schedule").in_scope(|| self.scheduler.schedule(self.kv.as_mut(), started));
         if batch.sequences.is_empty() {
             return Ok(outputs);
         }
-        let input = StepInput::prepare(&batch, self.scheduler.running(), self.kv.as_mut());
-        self.runner.execute(&input, &mut self.logits, &mut self.engagement)?;
-        self.update(&batch, &input, &mut outputs)?;
+        let input =
+            debug_span!("prepare").in_scope(|| StepInput::prepare(&batch, self.scheduler.running(), self.kv.as_mut()));
+        debug_span!("forward").in_scope(|| self.runner.execute(&input, &mut self.logits, &mut self.engagement))?;
+        debug_span!("sample").in_scope(|| self.update(&batch, &input, &mut outputs))?;
         self.num_steps += 1;
         self.last_step = Some(StepStats {
             num_tokens: batch.num_tokens,

@@ -44,6 +44,9 @@ pub enum LabError {
         /// What was asked for.
         target: String,
     },
+    /// Somebody asked the run to end.
+    #[error("stopped")]
+    Stopped,
     /// The system refused something that is not a file.
     #[error("{what}: {message}")]
     System {

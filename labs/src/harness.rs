@@ -2,7 +2,7 @@
 //! always. Labs say what to run; only this file decides in which order and what may be shown.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::gate::{Gate, Outputs};
 use crate::lab::{ArmSpec, Experiment, Lab, LabContext, LabInfo, Measured};
@@ -10,7 +10,6 @@ use crate::progress::Progress;
 use crate::record::{
     AaRecord, ArmRecord, Ceilings, EngagedRecord, LabRecord, MemoryRecord, VariantRecord, Verdict, Workload,
 };
-use crate::stop::Stop;
 use crate::{LabError, memory, roofline, stats};
 
 /// How a run is measured.
@@ -20,6 +19,8 @@ pub struct HarnessConfig {
     pub num_replicates: usize,
     /// Iterations of each arm before any counts.
     pub num_warmups: usize,
+    /// A lab that has taken longer ends early, with [`stats::MIN_REPLICATES`] replicates at least.
+    pub budget: Duration,
     /// What this machine can do, if it was measured.
     pub ceilings: Option<Ceilings>,
 }
@@ -32,8 +33,6 @@ pub struct Harness<'a> {
     pub context: LabContext,
     /// Who is told.
     pub progress: &'a dyn Progress,
-    /// Who may end it.
-    pub stop: Stop,
 }
 
 /// The baseline runs once more under this index: the A/A.
@@ -53,8 +52,10 @@ impl Harness<'_> {
         self.progress.lab_started(&info.id, rounds as u64);
         let mut again = Series::new(&series[BASELINE].spec, &info);
         let mut reference = None;
-        let finished = self.warm_up(experiment.as_mut(), &mut series, &mut reference)?
-            && self.measure(experiment.as_mut(), &mut series, &mut again, &mut reference)?;
+        let finished = match self.iterate(experiment.as_mut(), &mut series, &mut again, &mut reference, started) {
+            Err(LabError::Stopped) => false,
+            finished => finished?,
+        };
         self.progress.lab_finished();
         if !finished && again.samples_s.len() < 2 * stats::MIN_REPLICATES {
             return Ok(None);
@@ -82,6 +83,19 @@ impl Harness<'_> {
         Ok(series)
     }
 
+    /// Warm-up and all replicates; false when stopped.
+    fn iterate(
+        &self,
+        experiment: &mut dyn Experiment,
+        series: &mut [Series],
+        again: &mut Series,
+        reference: &mut Option<Outputs>,
+        started: Instant,
+    ) -> Result<bool, LabError> {
+        Ok(self.warm_up(experiment, series, reference)?
+            && self.measure(experiment, series, again, reference, started)?)
+    }
+
     /// Nothing of a warm-up is kept but the outputs of the first: they are the reference, and a wrong arm is known
     /// before any time is taken. False when stopped.
     fn warm_up(
@@ -96,7 +110,7 @@ impl Harness<'_> {
                 let measured = experiment.run(at)?;
                 arm.check(&measured, &inputs, reference);
                 self.progress.iteration_done();
-                if self.stop.is_requested() {
+                if self.context.stop.is_requested() {
                     return Ok(false);
                 }
             }
@@ -111,12 +125,16 @@ impl Harness<'_> {
         series: &mut [Series],
         again: &mut Series,
         reference: &mut Option<Outputs>,
+        started: Instant,
     ) -> Result<bool, LabError> {
         let inputs = experiment.workload().fingerprint;
         let num_arms = series.len();
         for replicate in 0..self.config.num_replicates {
+            if replicate >= stats::MIN_REPLICATES && started.elapsed() > self.config.budget {
+                break;
+            }
             for at in stats::interleave(num_arms + 1, replicate) {
-                if self.stop.is_requested() {
+                if self.context.stop.is_requested() {
                     return Ok(false);
                 }
                 let arm_idx = if at == num_arms { BASELINE } else { at };
@@ -259,7 +277,7 @@ impl Series {
         let median_s = stats::median(&self.samples_s);
         let bytes = self.spec.bytes.or(workload.bytes);
         let flops = self.spec.flops.or(workload.flops);
-        let medians = self.metrics.into_iter().filter_map(|(name, values)| Some((name, stats::median(&values)?)));
+        let medians = self.metrics.iter().filter_map(|(name, values)| Some((name.clone(), stats::median(values)?)));
         ArmRecord {
             name: self.spec.name,
             requested: self.spec.requested,
@@ -269,6 +287,7 @@ impl Series {
             median_s,
             memory: self.memory,
             metrics: medians.collect(),
+            metric_samples: self.metrics,
             roofline: median_s.and_then(|median_s| roofline::place(bytes, flops, median_s, ceilings)),
         }
     }

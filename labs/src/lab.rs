@@ -2,6 +2,7 @@
 //! nor statistics; those are the harness's.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use aisp_engine::ModelSource;
@@ -9,6 +10,7 @@ use aisp_engine::ModelSource;
 use crate::LabError;
 use crate::gate::{Outputs, Tolerance};
 use crate::record::{EngagedRecord, Goal, Workload};
+use crate::stop::Stop;
 
 /// A pair (or more) of ways to do the same work. Implementing it and one line in [`crate::labs`] add a lab.
 pub trait Lab {
@@ -62,6 +64,16 @@ pub struct LabContext {
     pub model: ModelSource,
     /// Feeds every draw.
     pub seed: u64,
+    /// The server of labs that need one; none looks beside this program.
+    pub server: Option<PathBuf>,
+    /// Who may end the run.
+    pub stop: Stop,
+}
+
+impl Default for LabContext {
+    fn default() -> Self {
+        Self { model: ModelSource::Builtin, seed: 0, server: None, stop: Stop::default() }
+    }
 }
 
 /// One way to do the work.

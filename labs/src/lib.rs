@@ -4,8 +4,10 @@
 //! read it.
 #![forbid(unsafe_code)]
 
+pub mod ab;
 pub mod analysis;
 pub mod artifacts;
+mod child;
 pub mod cli;
 pub mod comparison;
 pub mod dashboard;
@@ -20,6 +22,7 @@ pub mod live;
 pub mod machine;
 pub mod memory;
 pub mod probe;
+pub mod profile;
 pub mod progress;
 pub mod record;
 pub mod report;
@@ -30,6 +33,8 @@ pub mod stats;
 pub mod stop;
 mod table;
 pub mod tools;
+pub mod trace;
+pub mod tui;
 mod units;
 
 pub use error::LabError;

@@ -24,6 +24,8 @@ pub struct Live {
     pub done: u64,
     /// Iterations of this lab.
     pub total: u64,
+    /// The process that runs: a file whose process has gone is stale.
+    pub pid: u32,
 }
 
 fn path(artifacts: &Path) -> PathBuf {
@@ -39,9 +41,20 @@ pub fn write_live(artifacts: &Path, live: &Live) -> Result<(), LabError> {
     fs::rename(&fresh, &path).map_err(LabError::io(path))
 }
 
-/// Where the run under way is; none when there is none.
+/// Where the run under way is; none when there is none. A file that a killed run left behind is removed.
 pub fn read_live(artifacts: &Path) -> Option<Live> {
-    crate::artifacts::read_json(&path(artifacts)).ok()
+    let path = path(artifacts);
+    let live: Live = crate::artifacts::read_json(&path).ok()?;
+    if is_alive(live.pid) {
+        return Some(live);
+    }
+    let _ = fs::remove_file(path);
+    None
+}
+
+/// Where the system does not show processes, all are taken for alive.
+fn is_alive(pid: u32) -> bool {
+    !Path::new("/proc/self").exists() || Path::new(&format!("/proc/{pid}")).exists()
 }
 
 /// Keeps the file while a run lasts, and passes all on to `inner`; dropping it says that the run is over.
@@ -57,7 +70,7 @@ impl<P: Progress> LiveFile<P> {
     /// Follows the run `run_id`, in a folder that is made if need be.
     pub fn new(artifacts: &Path, run_id: &str, inner: P) -> Self {
         let _ = fs::create_dir_all(artifacts);
-        let live = Live { run_id: run_id.to_owned(), lab: String::new(), done: 0, total: 0 };
+        let live = Live { run_id: run_id.to_owned(), lab: String::new(), done: 0, total: 0, pid: std::process::id() };
         Self { artifacts: artifacts.to_owned(), inner, state: RefCell::new((live, Instant::now())) }
     }
 
@@ -110,10 +123,21 @@ mod tests {
         file.lab_started("a:b", 4);
         file.iteration_done();
         file.lab_finished();
-        let live = Live { run_id: "r".into(), lab: "a:b".into(), done: 1, total: 4 };
+        let live = Live { run_id: "r".into(), lab: "a:b".into(), done: 1, total: 4, pid: std::process::id() };
         assert_eq!(read_live(folder.path()), Some(live));
         drop(file);
         assert_eq!(read_live(folder.path()), None);
+    }
+
+    #[test]
+    fn what_a_killed_run_left_behind_is_cleaned() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut gone = std::process::Command::new("true").spawn().unwrap();
+        gone.wait().unwrap();
+        let live = Live { run_id: "r".into(), lab: "a:b".into(), done: 1, total: 4, pid: gone.id() };
+        write_live(folder.path(), &live).unwrap();
+        assert_eq!(read_live(folder.path()), None);
+        assert!(!path(folder.path()).exists());
     }
 
     #[test]

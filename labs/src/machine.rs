@@ -60,15 +60,22 @@ pub fn cpu_name() -> String {
     cpuinfo_field(&cpuinfo, "model name").unwrap_or(std::env::consts::ARCH).to_owned()
 }
 
-/// Name of this device in paths: processor, its family and model where the name alone says little, and cores.
+/// Name of this device in paths: processor, its family and model where the name alone says little, and the threads
+/// that compute. A process told to use fewer threads is another device: its figures are others.
 pub fn device() -> String {
-    device_slug(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default(), num_cores())
+    device_slug(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default(), num_threads())
 }
 
-fn device_slug(cpuinfo: &str, cores: usize) -> String {
+/// Threads that tensor operations use: `RAYON_NUM_THREADS`, or all processors.
+pub fn num_threads() -> usize {
+    let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|threads| threads.parse().ok());
+    asked.filter(|&threads| threads > 0).unwrap_or_else(num_cores)
+}
+
+fn device_slug(cpuinfo: &str, threads: usize) -> String {
     let field = |name| cpuinfo_field(cpuinfo, name).unwrap_or("");
     let name = cpuinfo_field(cpuinfo, "model name").unwrap_or(std::env::consts::ARCH);
-    let words = format!("cpu {name} {} {} {cores} cores", field("cpu family"), field("model"));
+    let words = format!("cpu {name} {} {} {threads} threads", field("cpu family"), field("model"));
     let words = words.to_lowercase().replace("(r)", " ").replace("(tm)", " ");
     let parts = words.split(|c: char| !c.is_ascii_alphanumeric()).filter(|part| !part.is_empty());
     parts.collect::<Vec<_>>().join("-")
@@ -98,10 +105,10 @@ mod tests {
     fn a_device_is_a_file_name() {
         let check = |cpuinfo: &str, expected: &str| assert_eq!(device_slug(cpuinfo, 2), expected);
         let epyc = "processor : 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\n";
-        check(epyc, "cpu-amd-epyc-26-2-2-cores");
+        check(epyc, "cpu-amd-epyc-26-2-2-threads");
         let xeon = "model name: Intel(R) Xeon(R) Platinum 8480C\ncpu family: 6\nmodel: 143\n";
-        check(xeon, "cpu-intel-xeon-platinum-8480c-6-143-2-cores");
-        check("", &format!("cpu-{}-2-cores", std::env::consts::ARCH.replace('_', "-")));
+        check(xeon, "cpu-intel-xeon-platinum-8480c-6-143-2-threads");
+        check("", &format!("cpu-{}-2-threads", std::env::consts::ARCH.replace('_', "-")));
     }
 
     #[test]

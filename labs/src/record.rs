@@ -133,6 +133,9 @@ pub struct ArmRecord {
     pub memory: MemoryRecord,
     /// Figures of the lab's own, medians over iterations, with the unit in the name.
     pub metrics: BTreeMap<String, f64>,
+    /// The same figures of every measured iteration.
+    #[serde(default)]
+    pub metric_samples: BTreeMap<String, Vec<f64>>,
     /// What this arm moved and computed against the machine's ceilings.
     pub roofline: Option<RooflineRecord>,
 }
@@ -323,6 +326,7 @@ pub(crate) mod samples {
             median_s: samples_s.get(samples_s.len() / 2).copied(),
             memory: MemoryRecord { peak_allocated_bytes: 1 << 20, ..MemoryRecord::default() },
             metrics: BTreeMap::from([("tokens_per_s".to_owned(), 120.0)]),
+            metric_samples: BTreeMap::new(),
             roofline: None,
         }
     }

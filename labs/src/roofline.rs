@@ -1,4 +1,4 @@
-//! Achieved rates against the ceilings of the machine. A share above 1 is a finding about the cost model.
+//! Achieved rates against the ceilings of the machine: memory read and peak arithmetic, as `aisp tools roofline` has them. A share above 1 is a finding about the cost model.
 
 use crate::record::{Bound, Ceilings, RooflineRecord};
 
@@ -17,7 +17,7 @@ pub fn place(
     let gflops_per_s = flops as f64 / seconds / 1e9;
     let shares = ceilings.map(|ceilings| {
         let peak = ceilings.peak_gflops_per_s.get("f32").copied().unwrap_or(f64::INFINITY);
-        (gbytes_per_s / ceilings.copy_gbytes_per_s.max(ceilings.read_gbytes_per_s), gflops_per_s / peak)
+        (gbytes_per_s / ceilings.read_gbytes_per_s, gflops_per_s / peak)
     });
     // The ceiling that is nearer is the one that binds.
     let bound = shares.map(|(memory, compute)| if memory >= compute { Bound::Memory } else { Bound::Compute });

@@ -56,6 +56,19 @@ fn resampled_median(samples: &[f64], resample: &mut Vec<f64>, rng: &mut ChaCha8R
     middle(resample)
 }
 
+/// The median with its bootstrap 95 % interval; none without samples.
+pub fn median_interval(samples: &[f64], seed: u64) -> Option<Ratio> {
+    ratio_of_medians(samples, &[1.0], seed)
+}
+
+/// The sample that this part of all samples does not exceed; none without samples.
+pub fn percentile(samples: &[f64], part: f64) -> Option<f64> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = (sorted.len().saturating_sub(1) as f64 * part).round() as usize;
+    sorted.get(at).copied()
+}
+
 /// The order of arms in one replicate: there and back, so that drift meets every arm alike (A B B A); the arm that
 /// begins moves on with each replicate.
 pub fn interleave(num_arms: usize, replicate: usize) -> Vec<usize> {

@@ -1,9 +1,11 @@
-//! Ctrl-C: the first asks the run to end after the iteration under way, the second ends the process.
+//! Ctrl-C and SIGTERM: the first asks the run to end after the iteration under way, the second ends the process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::LabError;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{LabError, child};
 
 /// Exit status of a process that was interrupted.
 const INTERRUPTED: i32 = 130;
@@ -13,7 +15,7 @@ const INTERRUPTED: i32 = 130;
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// One that follows Ctrl-C.
+    /// One that follows Ctrl-C and SIGTERM.
     ///
     /// Errors: the system gives no thread or no signals.
     pub fn on_ctrl_c() -> Result<Self, LabError> {
@@ -22,9 +24,20 @@ impl Stop {
         let system =
             |error: std::io::Error| LabError::System { what: "waiting for Ctrl-C", message: error.to_string() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system)?;
+        let mut terminate = {
+            let _inside = runtime.enter();
+            signal(SignalKind::terminate()).map_err(system)?
+        };
         let wait = move || {
             for _ in 0..2 {
-                if runtime.block_on(tokio::signal::ctrl_c()).is_err() || requested.is_requested() {
+                let heard = runtime.block_on(async {
+                    tokio::select! {
+                        interrupt = tokio::signal::ctrl_c() => interrupt.is_ok(),
+                        terminate = terminate.recv() => terminate.is_some(),
+                    }
+                });
+                if !heard || requested.is_requested() {
+                    child::kill_all();
                     std::process::exit(INTERRUPTED);
                 }
                 requested.request();

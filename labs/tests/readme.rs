@@ -1,4 +1,5 @@
-//! The README's table of optimizations is the registry's. `UPDATE_README=1 cargo test -p aisp --test readme` rewrites it.
+//! The README's table of optimizations is the registry's, with the gains of the last stacking matrix that was committed
+//! as `expectations/stacking.json`. `UPDATE_README=1 cargo test -p aisp --test readme` rewrites it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
@@ -6,19 +7,38 @@ use std::fmt::Write;
 use std::path::Path;
 
 use aisp_engine::Optimization;
+use labs::stacking::Matrix;
 
 const BEGIN: &str = "<!-- optimizations: begin -->\n";
 const END: &str = "<!-- optimizations: end -->";
 
 fn table() -> String {
     let mut table =
-        "| optimization | slot | baseline | what it does | outputs | source |\n|---|---|---|---|---|---|\n".to_owned();
+        "| optimization | slot | baseline | what it does | outputs | gain alone | in the stack | source |\n|---|---|---|---|---|---|---|---|\n".to_owned();
+    let matrix = matrix();
+    let measured = |name: &str| matrix.as_ref().and_then(|matrix| matrix.rows.iter().find(|row| row.switch == name));
     for spec in Optimization::ALL.map(Optimization::spec) {
         let (name, slot, baseline, summary) = (spec.name, spec.slot, spec.baseline, spec.summary);
         let (exactness, source) = (spec.exactness, spec.source);
-        writeln!(table, "| `{name}` | {slot} | {baseline} | {summary} | {exactness} | {source} |").unwrap();
+        let (alone, in_stack) = measured(name)
+            .map_or(("not measured", "not measured"), |row| (row.alone.text.as_str(), row.in_stack.text.as_str()));
+        writeln!(
+            table,
+            "| `{name}` | {slot} | {baseline} | {summary} | {exactness} | {alone} | {in_stack} | {source} |"
+        )
+        .unwrap();
+    }
+    if let Some(Matrix { workload, noise, .. }) = &matrix {
+        writeln!(table, "\nMeasured by `aisp bench stacking` on {workload}, noise ±{:.1} %.", noise * 100.0).unwrap();
     }
     table
+}
+
+/// The matrix that was committed last; none before the first.
+fn matrix() -> Option<Matrix> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../expectations/stacking.json");
+    let text = std::fs::read_to_string(path).ok()?;
+    Some(serde_json::from_str(&text).expect("expectations/stacking.json is a stacking matrix"))
 }
 
 #[test]

@@ -6,6 +6,7 @@ use aisp_kernels::rms_norm::rms_norm;
 use aisp_kernels::rope::{RotaryRows, RotaryTable};
 use aisp_kernels::silu_mul::silu_mul;
 use candle_core::{DType, Device, Result, Tensor};
+use tracing::debug_span;
 
 use super::ModelContext;
 use super::config::ModelConfig;
@@ -92,11 +93,13 @@ impl Decoder {
         let rotary = self.rotary.rows(&positions)?;
         let mut hidden = self.embedding.forward(&input.token_ids, self.dtype, &self.device)?; // [T, H]
         for (index, layer) in self.layers.iter().enumerate() {
+            let _span = debug_span!("layer", index).entered();
             hidden = layer.forward(&hidden, index, &rotary, input, attention, &self.config)?;
         }
         if input.logit_rows.is_empty() {
             return Tensor::zeros((0, self.config.vocab_size), DType::F32, &self.device);
         }
+        let _span = debug_span!("head").entered();
         let hidden = select_rows(&hidden, &input.logit_rows)?; // [T, H] -> [R, H]
         let hidden = rms_norm(&hidden, &self.norm, self.config.rms_norm_eps)?;
         self.lm_head.forward(&hidden)?.to_dtype(DType::F32) // [R, H] -> [R, V]

@@ -16,6 +16,7 @@ use aisp_kernels::rope::{Qkv, RopeStore, RopeTable, rope_and_store};
 use aisp_kernels::silu_mul::silu_mul_rows;
 use candle_core::Result;
 use candle_core::quantized::{GgmlDType, QTensor};
+use tracing::debug_span;
 
 use super::config::ModelConfig;
 use super::rope_frequencies::rope_frequencies;
@@ -165,6 +166,7 @@ impl FusedDecoder {
             rms_norm_rows(&w.hidden, norm(&first.input_norm), &mut w.normed, isa, team)?;
         }
         for (index, layer) in self.layers.iter().enumerate() {
+            let _span = debug_span!("layer", index).entered();
             w.activations.load(&w.normed, config.hidden_size, layer.qkv_proj.form(), isa, team);
             layer.qkv_proj.forward(&w.activations, &mut w.qkv, team); // [T, H] -> [T, (NH + 2 KVH) * D]
             let to = RopeStore {
@@ -199,6 +201,7 @@ impl FusedDecoder {
         if wanted.is_empty() {
             return;
         }
+        let _span = debug_span!("head").entered();
         let Self { config, workspace: w, compute: Compute { isa, team }, .. } = self;
         let hidden_size = config.hidden_size;
         // Ascending, so a row never moves onto one that is still to be read.

@@ -36,8 +36,13 @@ impl KvPool {
 pub trait KvStore: Send {
     /// Copies whole blocks in every layer.
     ///
-    /// Errors: a layout without blocks.
-    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<()>;
+    /// Errors: a layout without blocks, which the default stands for.
+    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<()> {
+        match copies {
+            [] => Ok(()),
+            [copy, ..] => candle_core::bail!("block {} is to be copied in a layout without blocks", copy.from.0),
+        }
+    }
 
     /// Stores the keys and values of a step.
     ///
@@ -76,13 +81,6 @@ impl ContiguousStore {
 }
 
 impl KvStore for ContiguousStore {
-    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<()> {
-        match copies {
-            [] => Ok(()),
-            [copy, ..] => candle_core::bail!("block {} is to be copied in a layout without blocks", copy.from.0),
-        }
-    }
-
     fn write(&mut self, layer: usize, k: &Tensor, v: &Tensor, input: &StepInput) -> Result<()> {
         for sequence in &input.sequences {
             let slot = Self::start_slot(sequence)? + sequence.query_start;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::bench::Folders;
+use super::output::print_line;
 use crate::{LabError, dashboard};
 
 /// Arguments of `aisp dashboard`.
@@ -24,7 +25,8 @@ impl DashboardArgs {
     pub fn run(self) -> Result<ExitCode, LabError> {
         let folder = self.folders.artifacts.display().to_string();
         dashboard::serve(self.folders.artifacts, self.port, |address| {
-            println!("dashboard of {folder} on http://{address} (Ctrl-C ends it)");
+            // A reader that has gone does not end the dashboard.
+            let _ = print_line(&format!("dashboard of {folder} on http://{address} (Ctrl-C ends it)"));
         })?;
         Ok(ExitCode::SUCCESS)
     }

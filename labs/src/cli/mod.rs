@@ -1,9 +1,13 @@
 //! The command line: one file a verb. A verb parses, calls the library and prints; it decides nothing.
 
+mod ab;
 mod bench;
+mod completions;
 mod dashboard;
-mod output;
+pub(crate) mod output;
 mod tools;
+mod trace;
+mod tui;
 
 use std::process::ExitCode;
 
@@ -21,11 +25,19 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Two stacks of optimizations against one another, on the engine that ships
+    Ab(ab::AbArgs),
     /// Baseline/optimized pairs: run them, compare runs
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// A script that completes verbs and flags in a shell
+    Completions(completions::CompletionsArgs),
     /// The stored runs as pages, on this machine only
     Dashboard(dashboard::DashboardArgs),
+    /// Record real steps for Perfetto, and say where the time went
+    Trace(trace::TraceArgs),
+    /// The labs in a terminal: last results, run one, live progress
+    Tui(tui::TuiArgs),
     /// Calculators, and the probe of this machine
     Tools(tools::Tools),
 }
@@ -37,7 +49,11 @@ impl Cli {
     /// Errors: what the verb met.
     pub fn run(self) -> Result<ExitCode, LabError> {
         match self.command {
+            Command::Ab(ab) => ab.run(),
             Command::Bench(bench) => bench.run(),
+            Command::Completions(completions) => completions.run(),
+            Command::Trace(trace) => trace.run(),
+            Command::Tui(tui) => tui.run(),
             Command::Dashboard(dashboard) => dashboard.run(),
             Command::Tools(tools) => tools.run(),
         }

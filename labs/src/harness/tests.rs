@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+
 use super::*;
 use crate::gate::Tolerance;
 use crate::progress::Silent;
 use crate::record::Goal;
+use crate::stop::Stop;
 
 /// A lab whose times are made up: the harness is under test, not the machine.
 #[derive(Clone)]
@@ -27,6 +32,7 @@ enum Fault {
 struct SyntheticExperiment {
     lab: Synthetic,
     num_runs: usize,
+    rng: ChaCha8Rng,
 }
 
 impl Lab for Synthetic {
@@ -40,8 +46,9 @@ impl Lab for Synthetic {
         }
     }
 
-    fn prepare(&self, _context: &LabContext) -> Result<Box<dyn Experiment>, LabError> {
-        Ok(Box::new(SyntheticExperiment { lab: self.clone(), num_runs: 0 }))
+    fn prepare(&self, context: &LabContext) -> Result<Box<dyn Experiment>, LabError> {
+        let rng = ChaCha8Rng::seed_from_u64(context.seed);
+        Ok(Box::new(SyntheticExperiment { lab: self.clone(), num_runs: 0, rng }))
     }
 }
 
@@ -63,9 +70,9 @@ impl Experiment for SyntheticExperiment {
         if let Some((_, stop)) = self.lab.stop_after.as_ref().filter(|(after, _)| self.num_runs >= *after) {
             stop.request();
         }
-        // A clock that drifts by 20 % over a run, with a jitter of 0.5 %: interleaving must cancel it.
-        let drift = 1.0 + self.num_runs as f64 * 0.005;
-        let jitter = 1.0 + ((self.num_runs * 7919) % 100) as f64 * 1e-4;
+        // A clock that drifts by 4 % over a run, with a jitter of 0.5 %: interleaving must cancel it.
+        let drift = 1.0 + self.num_runs as f64 * 0.0005;
+        let jitter = 1.0 + self.rng.random_range(0.0..0.005);
         let factor = if arm == 0 { 1.0 } else { self.lab.slowdown };
         let wrong = match self.lab.fault {
             Fault::WrongOutput => arm == 1,
@@ -84,12 +91,19 @@ fn run(slowdown: f64, fault: Fault) -> LabRecord {
     run_until(slowdown, fault, None).unwrap()
 }
 
+/// Ten replicates, as a careful run takes them.
+fn run_seeded(slowdown: f64, seed: u64) -> LabRecord {
+    let config = HarnessConfig { num_replicates: 10, num_warmups: 1, budget: Duration::MAX, ceilings: None };
+    let context = LabContext { seed, ..LabContext::default() };
+    let lab = Synthetic { slowdown, fault: Fault::None, stop_after: None };
+    Harness { config, context, progress: &Silent }.run(&lab).unwrap().unwrap()
+}
+
 fn run_until(slowdown: f64, fault: Fault, stop_after: Option<usize>) -> Option<LabRecord> {
-    let config = HarnessConfig { num_replicates: 6, num_warmups: 1, ceilings: None };
-    let context = LabContext { model: aisp_engine::ModelSource::Builtin, seed: 0 };
-    let stop = Stop::default();
-    let stop_after = stop_after.map(|after| (after, stop.clone()));
-    let harness = Harness { config, context, progress: &Silent, stop };
+    let config = HarnessConfig { num_replicates: 6, num_warmups: 1, budget: Duration::MAX, ceilings: None };
+    let context = LabContext::default();
+    let stop_after = stop_after.map(|after| (after, context.stop.clone()));
+    let harness = Harness { config, context, progress: &Silent };
     harness.run(&Synthetic { slowdown, fault, stop_after }).unwrap()
 }
 
@@ -104,12 +118,11 @@ fn equals_are_equal_and_every_sample_is_kept() {
 }
 
 #[test]
-fn an_injected_slowdown_is_found() {
-    let record = run(1.3, Fault::None);
-    let variant = &record.variants[0];
-    assert_eq!(variant.verdict, Verdict::Slower, "{}", variant.verdict_text);
-    assert!(variant.verdict_text.starts_with("slower x0.7"), "{}", variant.verdict_text);
-    assert_eq!(run(0.7, Fault::None).variants[0].verdict, Verdict::Faster);
+fn a_slowdown_of_three_percent_is_found_in_19_of_20() {
+    let verdicts = |slowdown| (0..20).map(move |seed| run_seeded(slowdown, seed).variants[0].verdict);
+    assert!(verdicts(1.03).filter(|&verdict| verdict == Verdict::Slower).count() >= 19);
+    assert!(verdicts(0.97).filter(|&verdict| verdict == Verdict::Faster).count() >= 19);
+    assert!(verdicts(1.0).filter(|&verdict| verdict == Verdict::NoDifference).count() >= 19);
 }
 
 #[test]
@@ -143,4 +156,13 @@ fn a_stopped_lab_counts_from_three_replicates_on() {
     // Two warm-ups, and six iterations a replicate.
     let record = run_until(1.0, Fault::None, Some(2 + 4 * 6)).unwrap();
     assert_eq!(record.baseline.samples_s.len(), 8);
+}
+
+#[test]
+fn a_lab_over_its_budget_ends_after_three_replicates() {
+    let config = HarnessConfig { num_replicates: 6, num_warmups: 0, budget: Duration::ZERO, ceilings: None };
+    let harness = Harness { config, context: LabContext::default(), progress: &Silent };
+    let lab = Synthetic { slowdown: 1.0, fault: Fault::None, stop_after: None };
+    let record = harness.run(&lab).unwrap().unwrap();
+    assert_eq!(record.baseline.samples_s.len(), 2 * stats::MIN_REPLICATES);
 }

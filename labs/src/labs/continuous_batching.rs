@@ -3,27 +3,15 @@
 use aisp_engine::optimizations::Exactness;
 use aisp_engine::{Optimization, Selection};
 
-use super::engine_experiment::{EngineArm, EngineExperiment, EngineSettings, scaled, tolerance};
-use super::requests::{Answers, RequestMix};
+use super::engine_experiment::{EngineArm, EngineExperiment, EngineSettings, tolerance};
 use crate::LabError;
+use crate::ab::few_long_answers;
 use crate::lab::{Experiment, Lab, LabContext, LabInfo};
 use crate::record::Goal;
 
 /// The lab.
 #[derive(Debug, Clone, Copy)]
 pub struct ContinuousBatchingLab;
-
-/// One answer in eight is long: the rest of a static batch waits for it.
-fn few_long_answers(num_parameters: u64) -> RequestMix {
-    let full = RequestMix {
-        num_requests: 48,
-        max_prompt_tokens: 32,
-        max_answer_tokens: 96,
-        answers: Answers::FewLong,
-        arrivals_per_step: 48,
-    };
-    scaled(full, num_parameters)
-}
 
 impl Lab for ContinuousBatchingLab {
     fn info(&self) -> LabInfo {

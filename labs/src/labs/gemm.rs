@@ -20,7 +20,7 @@ const K: usize = 64;
 const N: usize = 64;
 
 /// The batch is worked through this often, so that an iteration takes long enough to be timed.
-const NUM_PASSES: usize = 20;
+const NUM_PASSES: usize = 8;
 
 /// The lab.
 #[derive(Debug, Clone, Copy)]

@@ -1,16 +1,22 @@
 //! The registry of labs. Adding one is its file and its line in [`all`].
 
+mod bandwidth;
 mod continuous_batching;
 mod engine_experiment;
 mod gemm;
+mod http_overhead;
 mod kv_cache;
+mod model_loading;
 mod requests;
 mod switches;
+mod training;
 
 use aisp_engine::Optimization;
 
-pub use engine_experiment::{EngineArm, EngineExperiment, EngineSettings, loosest, mixed_requests, tolerance};
-pub use requests::{Answers, PlannedRequest, RequestMix, RequestSet, Served};
+pub use engine_experiment::{
+    EngineArm, EngineExperiment, EngineSettings, engaged, loosest, metrics, mixed_requests, scaled, tolerance,
+};
+pub use requests::{Answers, Latency, PlannedRequest, RequestMix, RequestSet, Served};
 
 use crate::LabError;
 use crate::lab::Lab;
@@ -18,9 +24,15 @@ use crate::lab::Lab;
 /// Every lab, in the order of a full run; the switches' labs come from the engine's registry.
 pub fn all() -> Vec<Box<dyn Lab>> {
     let mut labs: Vec<Box<dyn Lab>> = vec![
+        Box::new(training::TrainingLab),
         Box::new(gemm::GemmLab),
+        Box::new(bandwidth::BandwidthLab(bandwidth::Link::Read)),
+        Box::new(bandwidth::BandwidthLab(bandwidth::Link::Copy)),
+        Box::new(bandwidth::BandwidthLab(bandwidth::Link::Cache)),
+        Box::new(model_loading::ModelLoadingLab),
         Box::new(kv_cache::KvCacheLab),
         Box::new(continuous_batching::ContinuousBatchingLab),
+        Box::new(http_overhead::HttpOverheadLab),
     ];
     labs.extend(Optimization::ALL.map(|optimization| Box::new(switches::SwitchLab(optimization)) as Box<dyn Lab>));
     labs

@@ -1,6 +1,7 @@
 //! Frozen requests for the engine: real text cut to mixed lengths, arriving while others run.
 
 use aisp_engine::{Engine, Request, RequestOutput, SamplingParams, TokenId};
+use bench_client::Slo;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -53,6 +54,8 @@ pub struct RequestSet {
     mix: RequestMix,
     /// Whether the probabilities of the prompts' tokens are asked for.
     pub with_prompt_logprobs: bool,
+    /// Whether all requests are greedy, as the load generator's are.
+    pub is_greedy: bool,
 }
 
 /// What became of a workload.
@@ -62,10 +65,34 @@ pub struct Served {
     pub answers: Vec<Vec<TokenId>>,
     /// Log-probabilities of the prompts' tokens, if asked for.
     pub prompt_logprobs: Vec<f32>,
+    /// Of each request, in the order they ended.
+    pub latencies: Vec<Latency>,
+    /// Between one token of an answer and the next, over all answers.
+    pub itl_s: Vec<f64>,
+}
+
+/// How long one request took.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Latency {
     /// From arrival to first token.
-    pub ttft_s: Vec<f64>,
-    /// Between the tokens of an answer, on the mean.
-    pub tpot_s: Vec<f64>,
+    pub ttft_s: f64,
+    /// Between the tokens of an answer, on the mean; none for an answer of one token.
+    pub tpot_s: Option<f64>,
+    /// From arrival to last token.
+    pub e2el_s: f64,
+}
+
+impl Latency {
+    /// Whether every objective is met; a bound on a latency that the request does not have is met.
+    pub fn meets(&self, slo: &Slo) -> bool {
+        let within = |bound_ms: Option<f64>, seconds: Option<f64>| match (bound_ms, seconds) {
+            (Some(bound_ms), Some(seconds)) => seconds * 1e3 <= bound_ms,
+            _ => true,
+        };
+        within(slo.ttft_ms, Some(self.ttft_s))
+            && within(slo.tpot_ms, self.tpot_s)
+            && within(slo.e2el_ms, Some(self.e2el_s))
+    }
 }
 
 impl RequestSet {
@@ -89,7 +116,16 @@ impl RequestSet {
             };
             PlannedRequest { prompt: text[start..start + num_prompt_tokens].to_vec(), num_answer_tokens }
         });
-        Ok(Self { requests: requests.collect(), mix, with_prompt_logprobs: false })
+        Ok(Self { requests: requests.collect(), mix, with_prompt_logprobs: false, is_greedy: false })
+    }
+
+    /// Other prompts with the same lengths of answers, greedy and all at once, as a load generator sends them.
+    #[must_use]
+    pub fn all_at_once(&self, prompts: Vec<Vec<TokenId>>) -> Self {
+        let with = |(prompt, of): (Vec<TokenId>, &PlannedRequest)| PlannedRequest { prompt, ..of.clone() };
+        let requests: Vec<_> = prompts.into_iter().zip(&self.requests).map(with).collect();
+        let mix = RequestMix { arrivals_per_step: requests.len(), num_requests: requests.len(), ..self.mix };
+        Self { requests, mix, with_prompt_logprobs: false, is_greedy: true }
     }
 
     /// What one pass over it is.
@@ -114,26 +150,28 @@ impl RequestSet {
     pub fn fingerprint(&self, model: &str) -> String {
         let mut hash = Fingerprint::default();
         hash.add(model.as_bytes());
-        hash.add_u32(&[self.mix.arrivals_per_step as u32, u32::from(self.with_prompt_logprobs)]);
+        let flags = [u32::from(self.with_prompt_logprobs), u32::from(self.is_greedy)];
+        hash.add_u32(&[self.mix.arrivals_per_step as u32]).add_u32(&flags);
         for request in &self.requests {
             hash.add_u32(&request.prompt).add_u32(&[request.num_answer_tokens as u32]);
         }
         hash.finish()
     }
 
-    /// Sends all requests through an engine and takes all answers. Every other request is greedy, the rest draw with
-    /// seeds of their own, so that every part of the sampler works.
+    /// Sends all requests through an engine and takes all answers. Unless all are greedy, every other request draws with
+    /// a seed of its own, so that every part of the sampler works.
     ///
     /// Errors: the engine refused a request or failed.
     pub fn serve(&self, engine: &mut Engine) -> Result<Served, LabError> {
         let mut served = Served { answers: vec![Vec::new(); self.requests.len()], ..Served::default() };
         let mut prompt_logprobs = vec![Vec::new(); self.requests.len()];
+        let mut last_token = vec![None; self.requests.len()];
         let mut first_id = None;
         let mut waiting = self.requests.iter().enumerate();
         while waiting.len() > 0 || engine.has_unfinished() {
             for (index, planned) in waiting.by_ref().take(self.mix.arrivals_per_step) {
                 let params = SamplingParams {
-                    temperature: if index % 2 == 0 { 0.0 } else { 0.8 },
+                    temperature: if self.is_greedy || index % 2 == 0 { 0.0 } else { 0.8 },
                     seed: Some(index as u64),
                     ignore_eos: true,
                     prompt_logprobs: self.with_prompt_logprobs.then_some(0),
@@ -149,6 +187,11 @@ impl RequestSet {
                 if let Some(rows) = &output.prompt_logprobs {
                     prompt_logprobs[at] = rows.iter().map(|row| row.logprob).collect();
                 }
+                if let Some(last) = output.timings.last_token
+                    && let Some(before) = last_token[at].replace(last)
+                {
+                    served.itl_s.push((last - before).as_secs_f64());
+                }
                 served.time(&output);
             }
         }
@@ -161,10 +204,12 @@ impl Served {
     fn time(&mut self, output: &RequestOutput) {
         let timings = &output.timings;
         if let (Some(_), Some(first), Some(last)) = (output.finish, timings.first_token, timings.last_token) {
-            self.ttft_s.push((first - timings.arrival).as_secs_f64());
-            if timings.num_generated_tokens > 1 {
-                self.tpot_s.push((last - first).as_secs_f64() / (timings.num_generated_tokens - 1) as f64);
-            }
+            let num_gaps = timings.num_generated_tokens.saturating_sub(1);
+            self.latencies.push(Latency {
+                ttft_s: (first - timings.arrival).as_secs_f64(),
+                tpot_s: (num_gaps > 0).then(|| (last - first).as_secs_f64() / num_gaps as f64),
+                e2el_s: (last - timings.arrival).as_secs_f64(),
+            });
         }
     }
 }
@@ -192,7 +237,7 @@ mod tests {
         let wanted: Vec<usize> = set.requests.iter().map(|request| request.num_answer_tokens).collect();
         assert_eq!(served.answers.iter().map(Vec::len).collect::<Vec<_>>(), wanted);
         assert_eq!(wanted.iter().filter(|&&tokens| tokens == 16).count(), 2);
-        assert_eq!(served.ttft_s.len(), 9);
+        assert_eq!(served.latencies.len(), 9);
         // A second pass through the same engine gives the same, with probabilities of all but each first token.
         set.with_prompt_logprobs = true;
         let again = set.serve(&mut engine).unwrap();

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use aisp_engine::ModelSource;
-
 use super::*;
 use crate::gate::Gate;
 use crate::lab::LabContext;
@@ -34,7 +32,7 @@ fn targets_are_ids_areas_or_all() {
 
 #[test]
 fn every_arm_of_every_lab_passes_its_gate() {
-    let context = LabContext { model: ModelSource::Builtin, seed: 0 };
+    let context = LabContext::default();
     for lab in all() {
         let info = lab.info();
         let mut experiment = lab.prepare(&context).unwrap();

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::Folders;
+use crate::cli::output::print;
 use crate::comparison::{Change, compare};
 use crate::{LabError, artifacts};
 
@@ -27,7 +28,7 @@ impl Compare {
         let before = artifacts::read_run(&self.folders.artifacts, &self.before)?;
         let after = artifacts::read_run(&self.folders.artifacts, &self.after)?;
         let comparison = compare(&before, &after);
-        print!("{comparison}");
+        print(&comparison.to_string())?;
         let worse = comparison.rows.iter().any(|row| matches!(row.change, Change::Worse | Change::NowWrong));
         Ok(if worse { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }

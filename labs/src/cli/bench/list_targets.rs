@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use crate::cli::output::print_line;
 use crate::{LabError, labs};
 
 /// Arguments of `aisp bench list-targets`.
@@ -23,7 +24,7 @@ impl ListTargets {
         let infos: Vec<_> = found.iter().map(|lab| lab.info()).collect();
         let width = infos.iter().map(|info| info.id.len()).max().unwrap_or(0);
         for info in infos {
-            println!("{:width$}  {}", info.id, info.summary);
+            print_line(&format!("{:width$}  {}", info.id, info.summary))?;
         }
         Ok(ExitCode::SUCCESS)
     }

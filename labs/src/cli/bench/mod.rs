@@ -8,7 +8,7 @@ mod export;
 mod list_targets;
 mod power;
 mod report;
-mod run;
+pub(crate) mod run;
 mod scaling;
 mod stacking;
 mod verify;
@@ -21,6 +21,7 @@ use aisp_engine::EngineError;
 use clap::{Args, Subcommand};
 
 use crate::lab::LabContext;
+use crate::stop::Stop;
 use crate::{LabError, artifacts};
 
 /// The verbs.
@@ -73,17 +74,24 @@ pub struct Targets {
     /// Feeds every draw
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// The aisp-serve of labs that measure over HTTP [default: beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub server: Option<PathBuf>,
 }
 
 /// What labs are prepared for.
 ///
 /// Errors: a model that does not exist.
 fn context(targets: &Targets) -> Result<LabContext, LabError> {
-    parsed_context(&targets.model, targets.seed)
+    Ok(LabContext { server: targets.server.clone(), ..parsed_context(&targets.model, targets.seed)? })
 }
 
-fn parsed_context(model: &str, seed: u64) -> Result<LabContext, LabError> {
-    Ok(LabContext { model: model.parse().map_err(EngineError::from)?, seed })
+/// A context that Ctrl-C ends.
+///
+/// Errors: a model that does not exist.
+pub(crate) fn parsed_context(model: &str, seed: u64) -> Result<LabContext, LabError> {
+    let model = model.parse().map_err(EngineError::from)?;
+    Ok(LabContext { model, seed, server: None, stop: Stop::on_ctrl_c()? })
 }
 
 impl Bench {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::{Targets, context};
+use crate::cli::output::print_line;
 use crate::gate::Gate;
 use crate::lab::Lab;
 use crate::{LabError, lab, labs};
@@ -24,6 +25,9 @@ impl Verify {
         let context = context(&self.targets)?;
         let mut all_passed = true;
         for lab in labs::matching(&self.targets.targets)? {
+            if context.stop.is_requested() {
+                return Ok(ExitCode::FAILURE);
+            }
             all_passed &= verify(lab.as_ref(), &context)?;
         }
         Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -47,7 +51,7 @@ fn verify(lab: &dyn Lab, context: &lab::LabContext) -> Result<bool, LabError> {
         let record = gate.record();
         all_passed &= record.passed;
         let word = if record.passed { "passed" } else { "wrong" };
-        println!("{}/{}: {word}, {} outputs, {}", info.id, arm.name, record.num_compared, record.detail);
+        print_line(&format!("{}/{}: {word}, {} outputs, {}", info.id, arm.name, record.num_compared, record.detail))?;
     }
     Ok(all_passed)
 }
