@@ -160,6 +160,8 @@ impl Experiment for EngineExperiment {
 
     fn run(&mut self, arm: usize) -> Result<Measured, LabError> {
         let engine = &mut self.engines[arm];
+        // Every pass is the first: what an earlier one left in a prefix cache is not this one's.
+        engine.reset_prefix_cache();
         let before = engine.stats();
         let started = Instant::now();
         let served = self.requests.serve(engine)?;

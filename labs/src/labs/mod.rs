@@ -1,12 +1,14 @@
 //! The registry of labs. Adding one is its file and its line in [`all`].
 
 mod bandwidth;
+mod chunked_prefill;
 mod continuous_batching;
 mod engine_experiment;
 mod gemm;
 mod http_overhead;
 mod kv_cache;
 mod model_loading;
+mod prefix_caching;
 mod requests;
 mod switches;
 mod training;
@@ -32,6 +34,9 @@ pub fn all() -> Vec<Box<dyn Lab>> {
         Box::new(model_loading::ModelLoadingLab),
         Box::new(kv_cache::KvCacheLab),
         Box::new(continuous_batching::ContinuousBatchingLab),
+        Box::new(prefix_caching::PrefixCachingLab(prefix_caching::Prompts::Shared)),
+        Box::new(prefix_caching::PrefixCachingLab(prefix_caching::Prompts::Distinct)),
+        Box::new(chunked_prefill::ChunkedPrefillLab),
         Box::new(http_overhead::HttpOverheadLab),
     ];
     labs.extend(Optimization::ALL.map(|optimization| Box::new(switches::SwitchLab(optimization)) as Box<dyn Lab>));
