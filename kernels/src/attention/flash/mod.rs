@@ -264,6 +264,8 @@ fn attend_split<S: Simd, F: Format>(
     let end = seen_by(call, item.sequence, item.tokens.end - 1).end.min((split + 1) * SPLIT);
     for start in (first / TILE * TILE..end).step_by(TILE) {
         let records = tile_records(step, item, start, first, end);
+        let next =
+            (panels.len() == 1 && start + TILE < end).then(|| tile_records(step, item, start + TILE, first, end));
         for panel in 0..panels.len() {
             let rows = panels.rows(panel);
             let token = rows.start / group;
@@ -279,8 +281,12 @@ fn attend_split<S: Simd, F: Format>(
                 }
             }
             if any {
-                let seen =
-                    Visible { records: &records, rows_per_token: panels.rows_per_token, ranges: &ranges[..num_tokens] };
+                let seen = Visible {
+                    records: &records,
+                    next: next.as_ref(),
+                    rows_per_token: panels.rows_per_token,
+                    ranges: &ranges[..num_tokens],
+                };
                 let q = &queries[panel * padded_dim..(panel + 1) * padded_dim];
                 tile::advance::<S, F>(s, q, &mut part[rows.start * stride..rows.end * stride], stride, &seen);
             }

@@ -31,6 +31,8 @@ type Scores = [[f32; TILE]; PANEL];
 pub(super) struct Visible<'a, 'b> {
     /// Blocks of the tile; those beyond the context repeat one inside it.
     pub records: &'a [Record<'b>; TILE_BLOCKS],
+    /// Blocks of the next tile, fetched into cache meanwhile; the hardware cannot foresee a block table.
+    pub next: Option<&'a [Record<'b>; TILE_BLOCKS]>,
     /// Query rows of one token.
     pub rows_per_token: usize,
     /// Positions of the tile that each token sees, in order.
@@ -83,7 +85,7 @@ pub(super) fn advance<S: Simd, F: Format>(s: S, q: &[[f32; PANEL]], state: &mut 
         by_rows!(num_rows, S::WIDE, R => s.vectorize(Weigh::<F, R> {
             weights: &scores,
             factors: &factors,
-            records: seen.records,
+            seen,
             range: 0..TILE,
             state,
             stride,
@@ -99,7 +101,7 @@ pub(super) fn advance<S: Simd, F: Format>(s: S, q: &[[f32; PANEL]], state: &mut 
             by_rows!(rows.len(), S::WIDE, R => s.vectorize(Weigh::<F, R> {
                 weights: &scores[rows.clone()],
                 factors: &factors[rows.clone()],
-                records: seen.records,
+                seen,
                 range: range.clone(),
                 state: &mut state[rows.start * stride..rows.end * stride],
                 stride,
@@ -123,10 +125,10 @@ impl<F: Format, const R: usize> Kernel for Score<'_, '_, F, R> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         if S::WIDE {
-            score::<S, F, R, 4>(s, self.q, self.seen.records, 0, self.scores);
+            score::<S, F, R, 4>(s, self.q, self.seen, 0, self.scores);
         } else {
-            score::<S, F, R, 2>(s, self.q, self.seen.records, 0, self.scores);
-            score::<S, F, R, 2>(s, self.q, self.seen.records, 2, self.scores);
+            score::<S, F, R, 2>(s, self.q, self.seen, 0, self.scores);
+            score::<S, F, R, 2>(s, self.q, self.seen, 2, self.scores);
         }
     }
 }
@@ -136,12 +138,20 @@ impl<F: Format, const R: usize> Kernel for Score<'_, '_, F, R> {
 fn score<S: Simd, F: Format, const R: usize, const N: usize>(
     s: S,
     q: &[[f32; PANEL]],
-    records: &[Record; TILE_BLOCKS],
+    seen: &Visible,
     first: usize,
     scores: &mut Scores,
 ) {
+    let records = seen.records;
+    let groups = q.len() / 16;
     let mut sums = [[s.zero(); N]; R];
     for (group, q) in q.as_chunks::<16>().0.iter().enumerate() {
+        if let Some(next) = seen.next {
+            for record in &next[first..first + N] {
+                let len = record.k.len() / groups;
+                s.prefetch(&record.k[group * len..(group + 1) * len]);
+            }
+        }
         let mut scale = [s.zero(); N];
         for b in 0..N {
             scale[b] = F::key_scale(s, &records[first + b], group);
@@ -248,7 +258,7 @@ impl<F: Format> Kernel for Soften<'_, '_, F> {
 struct Weigh<'a, 'b, F, const R: usize> {
     weights: &'a [[f32; TILE]],
     factors: &'a [f32],
-    records: &'a [Record<'b>; TILE_BLOCKS],
+    seen: &'a Visible<'a, 'b>,
     range: Range<usize>,
     state: &'a mut [f32],
     stride: usize,
@@ -278,7 +288,7 @@ impl<F: Format, const R: usize> Kernel for Weigh<'_, '_, F, R> {
 /// N pairs of vectors of R rows.
 #[inline(always)]
 fn weigh<S: Simd, F: Format, const R: usize, const N: usize>(s: S, work: &mut Weigh<F, R>, first: usize) {
-    let Weigh { weights, factors, records, range, state, stride, .. } = work;
+    let Weigh { weights, factors, seen, range, state, stride, .. } = work;
     let stride = *stride;
     let pairs = (stride - STATE_HEAD) / (2 * LANES);
     let Some(weights) = weights.first_chunk::<R>() else { return };
@@ -293,8 +303,11 @@ fn weigh<S: Simd, F: Format, const R: usize, const N: usize>(s: S, work: &mut We
         }
     }
     for b in range.start / LANES..range.end.div_ceil(LANES) {
-        let record = &records[b];
+        let record = &seen.records[b];
         let base = b * LANES;
+        if let (Some(next), 0) = (seen.next, first) {
+            s.prefetch(next[b].v);
+        }
         for position in range.start.max(base) - base..range.end.min(base + LANES) - base {
             let mut v = [[s.zero(); 2]; N];
             for n in 0..N {
