@@ -24,12 +24,15 @@ use crate::isa::Isa;
 use crate::kv::format::{Bf16, F16, F32, Format, Fp4, Fp8};
 use crate::kv::{BLOCK_SIZE, KvBuffer, KvType};
 use crate::shared::Shared;
-use crate::simd::{Kernel, Simd, dispatch};
+use crate::simd::{Kernel, LANES, Simd, dispatch};
 use crate::team::Team;
 
 pub use plan::FlashScratch;
 use plan::{Item, Merge, Plan};
-use tile::{PANEL, TILE, TILE_BLOCKS, Visible};
+use tile::{PANEL, QueryGroup, TILE, TILE_BLOCKS, Visible};
+
+/// Floats of a panel's queries in 16 dimensions.
+const QUERY_GROUP: usize = PANEL * LANES;
 
 /// Positions whose partial result one thread makes alone; a multiple of [`TILE`].
 const SPLIT: usize = 256;
@@ -161,8 +164,8 @@ fn attend_item<S: Simd, F: Format>(s: S, step: &Step, item: &Item, buffer: &mut 
     let (part, rest) = buffer.split_at_mut(num_rows * stride);
     let (total, rest) = rest.split_at_mut(num_rows * stride);
     let panels = Panels::new::<S>(item.tokens.len(), group);
-    pack_queries(step, item, panels, rest);
-    let queries = rest.as_chunks::<PANEL>().0;
+    pack_queries(s, step, item, panels, rest);
+    let queries = rest.as_chunks::<LANES>().0.as_chunks::<PANEL>().0;
     total.chunks_exact_mut(stride).for_each(tile::reset);
     for split in item.splits.clone() {
         part.chunks_exact_mut(stride).for_each(tile::reset);
@@ -222,19 +225,29 @@ impl Panels {
     }
 }
 
-/// Queries times the scale, `[panel][D][PANEL]`, so that the rows of a panel lie side by side.
+/// Queries times the scale, `[panel][D / 16][PANEL][16]`: what one pass over 16 dimensions reads lies together.
 #[inline(always)]
-fn pack_queries(step: &Step, item: &Item, panels: Panels, to: &mut [f32]) {
+fn pack_queries<S: Simd>(s: S, step: &Step, item: &Item, panels: Panels, to: &mut [f32]) {
     let Plan { group, head_dim, padded_dim, .. } = step.plan;
     let params = step.call.params;
     let first = step.call.sequences[item.sequence].rows.start;
+    let scale = s.splat(params.scale);
     for (panel, to) in to.chunks_exact_mut(padded_dim * PANEL).enumerate().take(panels.len()) {
-        to.fill(0.0);
         for (slot, row) in panels.rows(panel).enumerate() {
             let (token, head) = (item.tokens.start + row / group, item.kv_head * group + row % group);
-            let start = ((first + token) * params.num_heads + head) * head_dim;
-            for (to, x) in to.as_chunks_mut::<PANEL>().0.iter_mut().zip(&step.q[start..start + head_dim]) {
-                to[slot] = x * params.scale;
+            let row = &step.q[((first + token) * params.num_heads + head) * head_dim..][..head_dim];
+            for (at, to) in to.as_chunks_mut::<QUERY_GROUP>().0.iter_mut().enumerate() {
+                let to = &mut to.as_chunks_mut::<LANES>().0[slot];
+                let rest = row.get(LANES * at..).unwrap_or_default();
+                let x = match rest.first_chunk::<LANES>() {
+                    Some(x) => s.load(x),
+                    None => {
+                        *to = [0.0; LANES];
+                        to[..rest.len()].copy_from_slice(rest);
+                        s.load(to)
+                    }
+                };
+                s.store(to, s.mul(x, scale));
             }
         }
     }
@@ -255,7 +268,7 @@ fn attend_split<S: Simd, F: Format>(
     item: &Item,
     panels: Panels,
     split: usize,
-    queries: &[[f32; PANEL]],
+    queries: &[QueryGroup],
     part: &mut [f32],
 ) {
     let Plan { group, stride, padded_dim, .. } = step.plan;
@@ -287,7 +300,8 @@ fn attend_split<S: Simd, F: Format>(
                     rows_per_token: panels.rows_per_token,
                     ranges: &ranges[..num_tokens],
                 };
-                let q = &queries[panel * padded_dim..(panel + 1) * padded_dim];
+                let groups = padded_dim / LANES;
+                let q = &queries[panel * groups..(panel + 1) * groups];
                 tile::advance::<S, F>(s, q, &mut part[rows.start * stride..rows.end * stride], stride, &seen);
             }
         }

@@ -1,6 +1,6 @@
 //! One tile of 64 positions for a panel of query rows: `s = q k`, `p = exp(s - m)`, `o = o e^(m' - m) + p v`.
 //!
-//! Layout: `q [D][PANEL]`, keys `[D][16]` and values `[16][D]` a block (see [`crate::kv`]), state a row `[16 + 16 + D]`:
+//! Layout: `q [D / 16][PANEL][16]`, keys `[D][16]` and values `[16][D]` a block (see [`crate::kv`]), state a row `[16 + 16 + D]`:
 //! 16 partial sums of `p`, the maximum, the weighted sum of values.
 //! Order: a score is one chain of multiply-adds over `d`, a weighted sum one chain over positions from the row's first
 //! visible one to its last; both f32. A row's bits therefore do not depend on the panel it stands in.
@@ -24,6 +24,9 @@ pub(super) const PANEL: usize = 8;
 pub(super) const STATE_HEAD: usize = 2 * LANES;
 /// Where the maximum stands in a row's state.
 const MAX_AT: usize = LANES;
+
+/// 16 dimensions of the rows of a panel.
+pub(super) type QueryGroup = [[f32; LANES]; PANEL];
 
 type Scores = [[f32; TILE]; PANEL];
 
@@ -75,7 +78,7 @@ macro_rules! by_rows {
 }
 /// Advances the state of a panel's rows by a tile.
 #[inline(always)]
-pub(super) fn advance<S: Simd, F: Format>(s: S, q: &[[f32; PANEL]], state: &mut [f32], stride: usize, seen: &Visible) {
+pub(super) fn advance<S: Simd, F: Format>(s: S, q: &[QueryGroup], state: &mut [f32], stride: usize, seen: &Visible) {
     let num_rows = state.len() / stride;
     let mut scores: Scores = [[0.0; TILE]; PANEL];
     by_rows!(num_rows, S::WIDE, R => s.vectorize(Score::<F, R> { q, seen, scores: &mut scores, format: PhantomData }));
@@ -113,7 +116,7 @@ pub(super) fn advance<S: Simd, F: Format>(s: S, q: &[[f32; PANEL]], state: &mut 
 
 /// Scores of R rows and a tile.
 struct Score<'a, 'b, F, const R: usize> {
-    q: &'a [[f32; PANEL]],
+    q: &'a [QueryGroup],
     seen: &'a Visible<'a, 'b>,
     scores: &'a mut Scores,
     format: PhantomData<F>,
@@ -137,15 +140,15 @@ impl<F: Format, const R: usize> Kernel for Score<'_, '_, F, R> {
 #[inline(always)]
 fn score<S: Simd, F: Format, const R: usize, const N: usize>(
     s: S,
-    q: &[[f32; PANEL]],
+    q: &[QueryGroup],
     seen: &Visible,
     first: usize,
     scores: &mut Scores,
 ) {
     let records = seen.records;
-    let groups = q.len() / 16;
+    let groups = q.len();
     let mut sums = [[s.zero(); N]; R];
-    for (group, q) in q.as_chunks::<16>().0.iter().enumerate() {
+    for (group, q) in q.iter().enumerate() {
         if let Some(next) = seen.next {
             for record in &next[first..first + N] {
                 let len = record.k.len() / groups;
@@ -162,13 +165,13 @@ fn score<S: Simd, F: Format, const R: usize, const N: usize>(
                 (even[b], odd[b]) = F::keys(s, &records[first + b], group.wrapping_mul(8).wrapping_add(pair), scale[b]);
             }
             for r in 0..R {
-                let x = s.splat(q[2 * pair][r]);
+                let x = s.splat(q[r][2 * pair]);
                 for b in 0..N {
                     sums[r][b] = s.fma(x, even[b], sums[r][b]);
                 }
             }
             for r in 0..R {
-                let x = s.splat(q[2 * pair + 1][r]);
+                let x = s.splat(q[r][2 * pair + 1]);
                 for b in 0..N {
                     sums[r][b] = s.fma(x, odd[b], sums[r][b]);
                 }
