@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Result, bail};
 
-use super::tile::{PANEL, STATE_HEAD};
+use super::tile::{PANEL, STATE_HEAD, TILE};
 use super::{BLOCK_SIZE, FlashCall, SPLIT, seen_by};
 
 /// Rows of queries of one item: few enough that they and a tile of keys and values stay in the first-level cache.
@@ -61,6 +61,13 @@ pub(super) struct Plan {
     pub partials_start: usize,
 }
 
+impl Plan {
+    /// Floats of a widened tile.
+    pub fn expanded_len(self) -> usize {
+        2 * TILE * self.padded_dim
+    }
+}
+
 /// First float at a multiple of 64 bytes; buffers hold 16 more than they need.
 pub(super) fn aligned_start(buffer: &[f32]) -> usize {
     buffer.as_ptr().align_offset(64).min(16)
@@ -111,13 +118,16 @@ pub(super) fn plan(
         }
     }
     let rows = tile_tokens * group;
-    // States of a split and of all before it, and queries; a panel of fewer rows takes as much room as a full one.
-    reserve_threads(scratch, num_threads, 2 * rows * stride + rows * padded_dim * PANEL + 16);
     if scratch.partials.len() < partials + 16 {
         scratch.partials.resize(partials + 16, 0.0);
     }
     let partials_start = aligned_start(&scratch.partials);
-    Ok(Plan { group, head_dim: shape.head_dim, padded_dim, stride, partials_start })
+    let plan = Plan { group, head_dim: shape.head_dim, padded_dim, stride, partials_start };
+    // States of a split and of all before it, queries, where a panel of one row takes as much room as a full one, and
+    // a widened tile.
+    let len = 2 * rows * stride + rows * padded_dim * PANEL + plan.expanded_len() + 16;
+    reserve_threads(scratch, num_threads, len);
+    Ok(plan)
 }
 
 fn reserve_threads(scratch: &mut FlashScratch, num_threads: usize, len: usize) {

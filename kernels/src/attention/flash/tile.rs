@@ -234,8 +234,8 @@ impl<F: Format> Kernel for Soften<'_, '_, F> {
         s.store(factors, exponentials);
         let mut value_scales = [s.zero(); TILE_BLOCKS];
         if F::POSITION_SCALES {
-            for b in 0..TILE_BLOCKS {
-                value_scales[b] = F::value_scales(s, &seen.records[b]);
+            for (scales, record) in value_scales.iter_mut().zip(seen.records) {
+                *scales = F::value_scales(s, record);
             }
         }
         for r in 0..rows {
@@ -313,8 +313,8 @@ fn weigh<S: Simd, F: Format, const R: usize, const N: usize>(s: S, work: &mut We
         }
         for position in range.start.max(base) - base..range.end.min(base + LANES) - base {
             let mut v = [[s.zero(); 2]; N];
-            for n in 0..N {
-                (v[n][0], v[n][1]) = F::values(s, record, position, first + n, pairs);
+            for (n, v) in v.iter_mut().enumerate() {
+                (v[0], v[1]) = F::values(s, record, position, first + n, pairs);
             }
             for r in 0..R {
                 let weight = s.splat(weights[r][base + position]);
