@@ -240,7 +240,8 @@ fn attend_split<S: Simd, F: Format>(s: S, step: &Step, item: &Item, work: SplitW
     let SplitWork { split, panels, queries, expanded } = work;
     let call = &step.call;
     let first = seen_by(call, item.sequence, item.tokens.start).start.max(split * SPLIT);
-    let end = seen_by(call, item.sequence, item.tokens.end - 1).end.min((split + 1) * SPLIT);
+    let last = seen_by(call, item.sequence, item.tokens.end - 1).end.min(item.splits.end * SPLIT);
+    let end = last.min((split + 1) * SPLIT);
     for start in (first / TILE * TILE..end).step_by(TILE) {
         let records = tile_records(step, item, start, first, end);
         if F::EXPAND && panels.len() > 2 {

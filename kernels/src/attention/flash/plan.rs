@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{Result, bail};
 
 use super::tile::{PANEL, STATE_HEAD, TILE};
-use super::{BLOCK_SIZE, FlashCall, SPLIT, seen_by};
+use super::{BLOCK_SIZE, FlashCall, FlashSequence, SPLIT, seen_by};
 
 /// Rows of queries of one item: few enough that they and a tile of keys and values stay in the first-level cache.
 const ITEM_ROWS: usize = 48;
@@ -89,19 +89,30 @@ pub(super) fn plan(
     let tile_tokens = (ITEM_ROWS / group).max(1);
     scratch.items.clear();
     scratch.merges.clear();
-    let num_whole: usize = call.sequences.iter().map(|s| s.rows.len().div_ceil(tile_tokens)).sum();
-    let cut = num_threads > 1 && num_whole * shape.num_kv_heads < 4 * num_threads;
+    let tokens_of =
+        |sequence: &FlashSequence, tile: usize| tile * tile_tokens..((tile + 1) * tile_tokens).min(sequence.rows.len());
+    let splits_of = |index: usize, tokens: &Range<usize>| {
+        let first = seen_by(call, index, tokens.start).start / SPLIT;
+        first..seen_by(call, index, tokens.end - 1).end.div_ceil(SPLIT)
+    };
+    let mut total = 0;
+    for (index, sequence) in call.sequences.iter().enumerate() {
+        for tile in 0..sequence.rows.len().div_ceil(tile_tokens) {
+            total += splits_of(index, &tokens_of(sequence, tile)).len() * shape.num_kv_heads;
+        }
+    }
     let mut partials = 0;
     for (index, sequence) in call.sequences.iter().enumerate() {
         // The latest queries see most: they come first, so that threads end together.
         for tile in (0..sequence.rows.len().div_ceil(tile_tokens)).rev() {
-            let tokens = tile * tile_tokens..((tile + 1) * tile_tokens).min(sequence.rows.len());
-            let first = seen_by(call, index, tokens.start).start / SPLIT;
-            let splits = first..seen_by(call, index, tokens.end - 1).end.div_ceil(SPLIT);
+            let tokens = tokens_of(sequence, tile);
+            let splits = splits_of(index, &tokens);
+            // What is more than a quarter of a thread's share is cut, so that no thread waits long for another.
+            let cut = num_threads > 1 && splits.len() > 1 && splits.len() * 4 * num_threads > total;
             for kv_head in 0..shape.num_kv_heads {
                 let item =
                     Item { sequence: index, kv_head, tokens: tokens.clone(), splits: splits.clone(), partial: None };
-                if !cut || splits.len() == 1 {
+                if !cut {
                     scratch.items.push(item);
                     continue;
                 }
