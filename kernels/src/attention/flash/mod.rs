@@ -1,10 +1,10 @@
 //! Causal attention over the paged KV pool, `softmax(q k^T * scale + mask) v`, without the matrix of scores.
 //!
-//! Formula: online softmax (arXiv 2205.14135) over tiles of [`TILE`] positions, cut at absolute positions; partial
-//! results of [`SPLIT`] positions are joined in order (split-KV, arXiv 2311.01282), whether one thread made them or many.
+//! Formula: online softmax (arXiv 2205.14135) over tiles of 64 positions, cut at absolute positions; partial
+//! results of 256 positions are joined in order (split-KV, arXiv 2311.01282), whether one thread made them or many.
 //! Loops: sequence and kv head, queries of up to about 48 rows, splits, tiles, panels of 6 rows. The query heads of a
 //! kv head are rows of one panel, so each cached key and value is read once for all of them.
-//! Bytes and flops: [`cost`]. Accumulation: f32, see [`tile`]. A query's bits depend on neither batch, chunk nor threads.
+//! Bytes and flops: [`cost`]. Accumulation: f32, see `tile.rs`. A query's bits depend on neither batch, chunk nor threads.
 
 #![allow(unsafe_code, reason = "threads write different rows of the result")]
 

@@ -130,8 +130,9 @@ impl<F: Format, const R: usize> Kernel for Score<'_, '_, F, R> {
         if S::WIDE {
             score::<S, F, R, 4>(s, self.q, self.seen, 0, self.scores);
         } else {
-            score::<S, F, R, 2>(s, self.q, self.seen, 0, self.scores);
-            score::<S, F, R, 2>(s, self.q, self.seen, 2, self.scores);
+            for block in 0..TILE_BLOCKS {
+                score::<S, F, R, 1>(s, self.q, self.seen, block, self.scores);
+            }
         }
     }
 }
