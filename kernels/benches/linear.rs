@@ -1,9 +1,10 @@
 //! Packed layers against candle's, on the shapes of SmolLM2-135M: all 30 layers, so that no cache holds the weights.
 //!
-//! Run: `cargo bench -p aisp-kernels --bench linear -- q4_1 [threads] [rounds]`; `AISP_ISA` lowers the level.
+//! Run: `cargo bench -p aisp-kernels --bench linear -- q4_1 [threads] [rounds] [rows]`; `AISP_ISA` lowers the level.
 //! Floors predicted: one row reads every weight once, so `bytes / read roof` (Q4_1: 66 MB, 2.1 ms at 31 GB/s). 512 rows
 //! take `MACs / integer peak`, where 8 of about 12 instructions a block are products: 54 GMAC at 0.67 * 468 GMAC/s are
-//! 174 ms. The read roof is measured in the same round, arms alternate, medians are printed.
+//! 174 ms. The read roof is measured in the same round and arms alternate.
+//! Printed are the median of the rounds, and the sum over ops of their best times (`quiet`), for machines with company.
 #![allow(clippy::print_stdout)]
 
 use std::hint::black_box;
@@ -21,12 +22,14 @@ const NUM_LAYERS: usize = 30;
 /// Packed QKV, attention output, packed gate and up, down: `(in, out)`.
 const SHAPES: [(usize, usize); 4] = [(576, 960), (576, 576), (576, 3072), (1536, 576)];
 const ROOF_BYTES: usize = 96 << 20;
+/// Words of the roof's data that are read and timed at once.
+const ROOF_PIECE: usize = 1 << 20;
 
 fn main() -> Result<(), KernelError> {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let dtype = dtype_of(args.first().map_or("q4_1", String::as_str));
     let number = |idx: usize, default| args.get(idx).and_then(|arg| arg.parse().ok()).unwrap_or(default);
-    let (num_threads, num_rounds) = (number(1, 2), number(2, 7));
+    let (num_threads, num_rounds) = (number(1, 2), number(2, 15));
     let isa = Isa::from_env()?;
     let pool = PinnedPool::new(num_threads)?;
     let model = Model::new(dtype, isa, &pool)?;
@@ -35,32 +38,67 @@ fn main() -> Result<(), KernelError> {
     let macs = NUM_LAYERS * SHAPES.iter().map(|(i, o)| i * o).sum::<usize>();
     println!("{dtype:?} {isa}, {num_threads} threads, {} MB, {num_rounds} rounds", weight_bytes / 1_000_000);
     let single: &dyn Team = if num_threads == 1 { &SingleThread } else { &RayonTeam };
-    for num_rows in [1, 2, 4, 8, 32, 512] {
-        let mut times = [const { Vec::new() }; 4];
+    let only = number(3, 0);
+    for num_rows in [1, 2, 4, 8, 32, 512].into_iter().filter(|&num_rows| only == 0 || only == num_rows) {
         let mut x = Workspaces::new(num_rows)?;
-        for _ in 0..num_rounds {
-            times[0].push(time(|| read_all(&roof_data, &pool)));
-            times[1].push(time(|| model.forward(&mut x, isa, &pool)));
-            times[2].push(time(|| model.forward(&mut x, isa, single)));
-            if num_rows < 512 || times[3].len() < 2 {
-                times[3].push(time(|| model.forward_candle(&x)));
+        let mut arms = [const { Arm { totals: Vec::new(), best: Vec::new() } }; 4];
+        for round in 0..if num_rows < 100 { num_rounds } else { 5 } {
+            arms[0].round(|time| roof_data.chunks(ROOF_PIECE).for_each(|piece| time(&mut || read_all(piece, &pool))));
+            arms[1].round(|time| model.forward(&mut x, isa, &pool, time));
+            arms[2].round(|time| model.forward(&mut x, isa, single, time));
+            if num_rows <= 8 && round < 2 {
+                arms[3].round(|time| model.forward_candle(&x, time));
             }
         }
-        let [roof, pinned, other, candle] = times.map(median);
-        let roof_gbps = ROOF_BYTES as f64 / roof / 1e9;
-        println!("{num_rows} rows; read roof {roof_gbps:.1} GB/s");
-        for (name, seconds) in [("pinned-pool", pinned), ("rayon or single", other), ("candle", candle)] {
-            let gbps = weight_bytes as f64 / seconds / 1e9;
+        let [roof, pinned, other, candle] = arms.map(Arm::finish);
+        let roof_gbps = roof.map(|seconds| ROOF_BYTES as f64 / seconds / 1e9);
+        println!("{num_rows} rows; read roof {:.1} GB/s, quiet {:.1}", roof_gbps[0], roof_gbps[1]);
+        let named = [("pinned-pool", pinned), ("rayon or single", other), ("candle", candle)];
+        for (name, seconds) in named.into_iter().filter(|(_, seconds)| seconds[0].is_finite()) {
+            let [median, quiet] = seconds.map(|seconds| {
+                let gbps = weight_bytes as f64 / seconds / 1e9;
+                let gmacs = (macs * num_rows) as f64 / seconds / 1e9;
+                format!("{:8.3} ms {gbps:6.1} GB/s {gmacs:6.1} GMAC/s", seconds * 1e3)
+            });
+            let share = 100.0 * roof[1] / seconds[1] * weight_bytes as f64 / ROOF_BYTES as f64;
             println!(
-                "  {name:16} {:8.3} ms {gbps:6.1} GB/s {:5.1} % of roof {:7.1} GMAC/s {:6.2}x candle",
-                seconds * 1e3,
-                100.0 * gbps / roof_gbps,
-                (macs * num_rows) as f64 / seconds / 1e9,
-                candle / seconds,
+                "  {name:16} {median} | quiet {quiet} {share:5.1} % of roof, {:6.2}x candle",
+                candle[1] / seconds[1]
             );
         }
     }
     Ok(())
+}
+
+/// Times of one arm: the total of every round, and for each op its best, whose sum is what a quiet machine takes.
+struct Arm {
+    totals: Vec<f64>,
+    best: Vec<f64>,
+}
+
+impl Arm {
+    fn round(&mut self, ops: impl FnOnce(&mut dyn FnMut(&mut dyn FnMut()))) {
+        let mut op_idx = 0;
+        let mut total = 0.0;
+        ops(&mut |op| {
+            let start = Instant::now();
+            op();
+            let seconds = start.elapsed().as_secs_f64();
+            match self.best.get_mut(op_idx) {
+                Some(best) => *best = best.min(seconds),
+                None => self.best.push(seconds),
+            }
+            op_idx += 1;
+            total += seconds;
+        });
+        self.totals.push(total);
+    }
+
+    /// Median and quiet seconds.
+    fn finish(mut self) -> [f64; 2] {
+        self.totals.sort_by(f64::total_cmp);
+        [self.totals.get(self.totals.len() / 2).copied().unwrap_or(f64::NAN), self.best.iter().sum()]
+    }
 }
 
 fn dtype_of(name: &str) -> GgmlDType {
@@ -103,17 +141,19 @@ impl Model {
         (0..NUM_LAYERS).flat_map(|layer| (0..SHAPES.len()).map(move |shape| (shape, shape * NUM_LAYERS + layer)))
     }
 
-    fn forward(&self, x: &mut Workspaces, isa: Isa, team: &dyn Team) {
+    fn forward(&self, x: &mut Workspaces, isa: Isa, team: &dyn Team, time: &mut dyn FnMut(&mut dyn FnMut())) {
         for (shape, idx) in Self::order() {
             let layer = &self.packed[idx];
-            x.activations.load(&x.values[shape], SHAPES[shape].0, layer.form(), isa, team);
-            layer.forward(&x.activations, &mut x.y[..x.num_rows * SHAPES[shape].1], team);
+            time(&mut || {
+                x.activations.load(&x.values[shape], SHAPES[shape].0, layer.form(), isa, team);
+                layer.forward(&x.activations, &mut x.y[..x.num_rows * SHAPES[shape].1], team);
+            });
         }
     }
 
-    fn forward_candle(&self, x: &Workspaces) {
+    fn forward_candle(&self, x: &Workspaces, time: &mut dyn FnMut(&mut dyn FnMut())) {
         for (shape, idx) in Self::order() {
-            black_box(self.plain[idx].forward(&x.tensors[shape]).ok());
+            time(&mut || drop(black_box(self.plain[idx].forward(&x.tensors[shape]).ok())));
         }
     }
 }
@@ -139,7 +179,7 @@ impl Workspaces {
 /// Reads every value once.
 fn read_all(data: &[u64], team: &dyn Team) {
     let sum = AtomicU64::new(0);
-    let chunks: Vec<&[u64]> = data.chunks(1 << 15).collect();
+    let chunks: Vec<&[u64]> = data.chunks(1 << 13).collect();
     for_each_item(team, chunks.len(), |idx| {
         let mut sums = [0u64; 16];
         for values in chunks[idx].as_chunks::<16>().0 {
@@ -148,15 +188,4 @@ fn read_all(data: &[u64], team: &dyn Team) {
         sum.fetch_add(sums.iter().fold(0, |a, b| a.wrapping_add(*b)), Ordering::Relaxed);
     });
     black_box(sum);
-}
-
-fn time(work: impl FnOnce()) -> f64 {
-    let start = Instant::now();
-    work();
-    start.elapsed().as_secs_f64()
-}
-
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -32,8 +32,8 @@ pub(crate) trait BlockLayout {
     /// Bytes of one vector of scales or mins.
     const SCALE_BYTES: usize = LANES * if Self::WIDE { 4 } else { 2 };
     /// Bytes of a cell.
-    const CELL_BYTES: usize = Self::QUANT_BYTES
-        + Self::SCALE_BYTES * (if Self::HALVES { 2 } else { 1 } + if Self::MINS { 1 } else { 0 });
+    const CELL_BYTES: usize =
+        Self::QUANT_BYTES + Self::SCALE_BYTES * (if Self::HALVES { 2 } else { 1 } + if Self::MINS { 1 } else { 0 });
 }
 
 macro_rules! block_layouts {
@@ -86,13 +86,34 @@ pub(crate) enum PanelFormat {
 macro_rules! with_layout {
     ($format:expr, $layout:ident => $body:expr, dense => $dense:expr) => {
         match $format {
-            PanelFormat::Nibbles => { type $layout = $crate::linear::format::Nibbles; $body }
-            PanelFormat::NibblesMin => { type $layout = $crate::linear::format::NibblesMin; $body }
-            PanelFormat::Bytes => { type $layout = $crate::linear::format::Bytes; $body }
-            PanelFormat::BytesMin => { type $layout = $crate::linear::format::BytesMin; $body }
-            PanelFormat::NibblesWideMin => { type $layout = $crate::linear::format::NibblesWideMin; $body }
-            PanelFormat::BytesWideMin => { type $layout = $crate::linear::format::BytesWideMin; $body }
-            PanelFormat::BytesWideHalves => { type $layout = $crate::linear::format::BytesWideHalves; $body }
+            PanelFormat::Nibbles => {
+                type $layout = $crate::linear::format::Nibbles;
+                $body
+            }
+            PanelFormat::NibblesMin => {
+                type $layout = $crate::linear::format::NibblesMin;
+                $body
+            }
+            PanelFormat::Bytes => {
+                type $layout = $crate::linear::format::Bytes;
+                $body
+            }
+            PanelFormat::BytesMin => {
+                type $layout = $crate::linear::format::BytesMin;
+                $body
+            }
+            PanelFormat::NibblesWideMin => {
+                type $layout = $crate::linear::format::NibblesWideMin;
+                $body
+            }
+            PanelFormat::BytesWideMin => {
+                type $layout = $crate::linear::format::BytesWideMin;
+                $body
+            }
+            PanelFormat::BytesWideHalves => {
+                type $layout = $crate::linear::format::BytesWideHalves;
+                $body
+            }
             PanelFormat::F32 | PanelFormat::F16 | PanelFormat::Bf16 => $dense,
         }
     };

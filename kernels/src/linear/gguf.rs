@@ -29,7 +29,9 @@ pub(crate) fn decode_block(dtype: GgmlDType, row: &[u8], block_idx: usize) -> Op
             let quants = with_fifth_bits(nibbles(&block[6..]), &block[2..6]);
             small(f16_at(block, 0), 0.0, quants.map(|quant| quant + 128 - 16))
         }
-        GgmlDType::Q5_1 => small(f16_at(block, 0), f16_at(block, 2), with_fifth_bits(nibbles(&block[8..]), &block[4..8])),
+        GgmlDType::Q5_1 => {
+            small(f16_at(block, 0), f16_at(block, 2), with_fifth_bits(nibbles(&block[8..]), &block[4..8]))
+        }
         GgmlDType::Q8_0 => small(f16_at(block, 0), 0.0, std::array::from_fn(|i| block[2 + i] ^ 0x80)),
         GgmlDType::Q4K => two_level(block, sub_idx, half_bytes(&block[16..], sub_idx)),
         GgmlDType::Q5K => {

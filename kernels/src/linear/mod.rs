@@ -6,9 +6,9 @@ mod gguf;
 mod kernels;
 mod output;
 mod packed;
-mod repack;
 #[cfg(test)]
 mod packed_tests;
+mod repack;
 
 use std::sync::Arc;
 

@@ -182,8 +182,7 @@ fn stacked_parts_of_several_types_are_the_parts_side_by_side() -> Result<()> {
     let parts = cases(in_features, 50)?;
     for isa in Isa::available() {
         for pair in parts.windows(2) {
-            let stacked =
-                PackedLinear::pack(&[pair[0].source(Some(&bias)), pair[1].source(None)], isa, &SingleThread)?;
+            let stacked = PackedLinear::pack(&[pair[0].source(Some(&bias)), pair[1].source(None)], isa, &SingleThread)?;
             let y = run(&stacked, &x, &SingleThread);
             let first = run(&PackedLinear::pack(&[pair[0].source(None)], isa, &SingleThread)?, &x, &SingleThread);
             let second = run(&PackedLinear::pack(&[pair[1].source(None)], isa, &SingleThread)?, &x, &SingleThread);

@@ -6,9 +6,9 @@ use candle_core::{DType, Tensor};
 use half::{bf16, f16};
 
 use super::format::{BLOCK, BlockLayout, LANES, PanelFormat, with_layout};
+use super::gguf;
 use super::output::for_each_chunk;
 use super::packed::LinearSource;
-use super::gguf;
 use crate::KernelError;
 use crate::team::Team;
 
@@ -63,7 +63,9 @@ fn pack_quantized(
     if format.is_dense() {
         return Ok((format, interleave(&data, rows, columns, dtype.type_size(), team)));
     }
-    if !columns.is_multiple_of(dtype.block_size()) || data.len() < rows * columns / dtype.block_size() * dtype.type_size() {
+    if !columns.is_multiple_of(dtype.block_size())
+        || data.len() < rows * columns / dtype.block_size() * dtype.type_size()
+    {
         return Err(unsupported());
     }
     let pack = with_layout!(format, L => pack_blocks::<L>, dense => return Err(unsupported()));
@@ -82,15 +84,20 @@ fn pack_blocks<L: BlockLayout>(
     let row_bytes = columns / dtype.block_size() * dtype.type_size();
     let num_panels = rows.div_ceil(LANES);
     let mut panels = PanelBytes::zeroed(num_panels * panel_bytes);
-    for_each_chunk(team, &mut panels.bytes_mut()[..num_panels * panel_bytes], panel_bytes.max(1), |panel_idx, panel| {
-        for (lane, row) in data.chunks_exact(row_bytes).skip(panel_idx * LANES).take(LANES).enumerate() {
-            for (block_idx, cell) in panel.chunks_exact_mut(L::CELL_BYTES).enumerate() {
-                if let Some(block) = gguf::decode_block(dtype, row, block_idx) {
-                    block.write::<L>(cell, lane);
+    for_each_chunk(
+        team,
+        &mut panels.bytes_mut()[..num_panels * panel_bytes],
+        panel_bytes.max(1),
+        |panel_idx, panel| {
+            for (lane, row) in data.chunks_exact(row_bytes).skip(panel_idx * LANES).take(LANES).enumerate() {
+                for (block_idx, cell) in panel.chunks_exact_mut(L::CELL_BYTES).enumerate() {
+                    if let Some(block) = gguf::decode_block(dtype, row, block_idx) {
+                        block.write::<L>(cell, lane);
+                    }
                 }
             }
-        }
-    });
+        },
+    );
     panels
 }
 
@@ -102,7 +109,9 @@ fn pack_dense(
 ) -> Result<(PanelFormat, PanelBytes), KernelError> {
     let flat = weight.flatten_all()?;
     Ok(match weight.dtype() {
-        DType::F32 => (PanelFormat::F32, interleave(bytemuck::cast_slice(&flat.to_vec1::<f32>()?), rows, columns, 4, team)),
+        DType::F32 => {
+            (PanelFormat::F32, interleave(bytemuck::cast_slice(&flat.to_vec1::<f32>()?), rows, columns, 4, team))
+        }
         DType::F16 => {
             let bytes: Vec<[u8; 2]> = flat.to_vec1::<f16>()?.into_iter().map(f16::to_le_bytes).collect();
             (PanelFormat::F16, interleave(bytes.as_flattened(), rows, columns, 2, team))
@@ -120,12 +129,17 @@ fn interleave(data: &[u8], rows: usize, columns: usize, size: usize, team: &dyn 
     let panel_bytes = columns * LANES * size;
     let num_panels = rows.div_ceil(LANES);
     let mut panels = PanelBytes::zeroed(num_panels * panel_bytes);
-    for_each_chunk(team, &mut panels.bytes_mut()[..num_panels * panel_bytes], panel_bytes.max(1), |panel_idx, panel| {
-        for (lane, row) in data.chunks_exact(columns * size).skip(panel_idx * LANES).take(LANES).enumerate() {
-            for (element, vector) in row.chunks_exact(size).zip(panel.chunks_exact_mut(LANES * size)) {
-                vector[lane * size..(lane + 1) * size].copy_from_slice(element);
+    for_each_chunk(
+        team,
+        &mut panels.bytes_mut()[..num_panels * panel_bytes],
+        panel_bytes.max(1),
+        |panel_idx, panel| {
+            for (lane, row) in data.chunks_exact(columns * size).skip(panel_idx * LANES).take(LANES).enumerate() {
+                for (element, vector) in row.chunks_exact(size).zip(panel.chunks_exact_mut(LANES * size)) {
+                    vector[lane * size..(lane + 1) * size].copy_from_slice(element);
+                }
             }
-        }
-    });
+        },
+    );
     panels
 }

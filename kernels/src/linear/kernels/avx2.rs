@@ -79,7 +79,8 @@ unsafe fn block_tile<L: BlockLayout, const R: usize>(
                 for r in 0..R {
                     let x = &*rows[r].add(block_idx);
                     let x_scale = _mm256_set1_ps(x.scale);
-                    let (first, second) = if L::NIBBLES { dot_nibbles::<L>(quants, x) } else { dot_bytes::<L>(quants, x) };
+                    let (first, second) =
+                        if L::NIBBLES { dot_nibbles::<L>(quants, x) } else { dot_bytes::<L>(quants, x) };
                     if L::HALVES {
                         let dot = _mm256_mul_ps(_mm256_cvtepi32_ps(first), x_scale);
                         acc[r][half] = _mm256_fmadd_ps(dot, scale, acc[r][half]);
@@ -150,7 +151,9 @@ unsafe fn dot_bytes<L: BlockLayout>(quants: *const u8, x: &ActivationBlock) -> (
 #[target_feature(enable = "avx2")]
 fn four(x: &ActivationBlock, at: usize) -> __m256i {
     let quants = &x.quants;
-    _mm256_set1_epi32(i32::from_le_bytes([quants[at], quants[at + 1], quants[at + 2], quants[at + 3]].map(i8::cast_unsigned)))
+    _mm256_set1_epi32(i32::from_le_bytes(
+        [quants[at], quants[at + 1], quants[at + 2], quants[at + 3]].map(i8::cast_unsigned),
+    ))
 }
 
 /// Half of vector `idx` of the scales and mins of a cell.

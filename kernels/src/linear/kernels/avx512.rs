@@ -13,7 +13,7 @@ use super::super::format::{BLOCK, BlockLayout, LANES, PanelFormat};
 use super::Lanes;
 
 /// How far ahead of the loads the panel is fetched.
-const PREFETCH_BYTES: usize = 2048;
+const PREFETCH_BYTES: usize = 4096;
 
 /// See [`super::block_tile`]. The caller has checked the lengths and that the machine has AVX-512.
 pub(super) fn block_tile_dispatch<L: BlockLayout, const R: usize>(
@@ -81,10 +81,7 @@ unsafe fn block_tile<L: BlockLayout, const R: usize>(
             for group in 0..4 {
                 let (low, high) = if L::NIBBLES {
                     let both = _mm512_loadu_si512(cell.add(64 * group).cast());
-                    (
-                        _mm512_and_si512(both, low_nibbles),
-                        _mm512_and_si512(_mm512_srli_epi16::<4>(both), low_nibbles),
-                    )
+                    (_mm512_and_si512(both, low_nibbles), _mm512_and_si512(_mm512_srli_epi16::<4>(both), low_nibbles))
                 } else {
                     (
                         _mm512_loadu_si512(cell.add(64 * group).cast()),
