@@ -2,7 +2,7 @@
 //! baseline. Layers of a whole model are walked, so that keys and values come from where they would in a step; times
 //! are of all layers, the least of several rounds and their median.
 //!
-//! `cargo bench -p aisp-kernels --bench attention -- [threads=2] [layers=30] [heads=9,3,64] [only=decode|prefill|ops]`
+//! `cargo bench -p aisp-kernels --bench attention -- [threads=2] [layers=30] [heads=9,3,64] [only=decode|prefill|ops] [type=f16] [baseline=no]`
 
 use std::time::Instant;
 
@@ -161,11 +161,15 @@ fn main() -> Result<()> {
     let isa = Isa::from_env().map_err(candle_core::Error::wrap)?;
     let bench = Bench { team, isa, num_layers: number("layers", 30), num_heads, num_kv_heads, head_dim };
     println!("{isa} on {} threads, {} layers of {heads:?}", bench.team.num_threads(), bench.num_layers);
+    let types: Vec<KvType> = KvType::ALL
+        .into_iter()
+        .filter(|t| value("type").is_none_or(|name| format!("{t:?}").eq_ignore_ascii_case(name)))
+        .collect();
     let wanted = |name: &str| value("only").is_none_or(|only| only == name);
     if wanted("decode") {
         for depth in [128, 2048, 8192] {
             let name = format!("decode at {depth}");
-            KvType::ALL.into_iter().try_for_each(|kv_type| bench.attention(&name, depth - 1, 1, kv_type))?;
+            types.iter().try_for_each(|&kv_type| bench.attention(&name, depth - 1, 1, kv_type))?;
             if value("baseline") != Some("no") {
                 bench.baseline(&name, depth - 1, 1)?;
             }
@@ -174,7 +178,7 @@ fn main() -> Result<()> {
     if wanted("prefill") {
         for len in [512, 2048] {
             let name = format!("prefill {len}");
-            KvType::ALL.into_iter().try_for_each(|kv_type| bench.attention(&name, 0, len, kv_type))?;
+            types.iter().try_for_each(|&kv_type| bench.attention(&name, 0, len, kv_type))?;
             if value("baseline") != Some("no") {
                 bench.baseline(&name, 0, len)?;
             }

@@ -9,6 +9,9 @@ pub(crate) trait Format: Copy + Default + Send + Sync {
     /// Scores and weights are multiplied by a scale for each position.
     const POSITION_SCALES: bool = false;
 
+    /// Takes long to widen: done once for all panels of a prompt. Not with scales for each position.
+    const EXPAND: bool = false;
+
     /// Factor of the keys in a group of 16 dimensions.
     #[inline(always)]
     fn key_scale<S: Simd>(s: S, _record: &Record, _group: usize) -> S::F {
@@ -121,6 +124,8 @@ impl Format for Fp8 {
 pub(crate) struct Fp4;
 
 impl Format for Fp4 {
+    const EXPAND: bool = true;
+
     #[inline(always)]
     fn key_scale<S: Simd>(s: S, record: &Record, group: usize) -> S::F {
         s.load_bf16(chunk(record.k_scales, group))

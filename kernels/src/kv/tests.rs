@@ -150,3 +150,21 @@ fn a_slot_outside_the_pool_is_an_error_and_padding_is_skipped() -> Result<()> {
     assert!(KvBuffer::new(KvShape { num_blocks: usize::MAX, ..SHAPE }, KvType::Fp4).is_err());
     Ok(())
 }
+
+#[test]
+fn a_wrong_scale_is_seen() -> Result<()> {
+    for (kv_type, scale_at) in [(KvType::Fp8, 0), (KvType::Fp4, 1)] {
+        let rows = gaussian(192, 1);
+        let mut kv = KvBuffer::new(SHAPE, kv_type)?;
+        kv.store(0, &rows, &rows, &[0], Isa::detect(), &SingleThread)?;
+        let read = |kv: &KvBuffer| dispatch(Isa::detect(), Read { kv, layer: 0, slot: 0, head: 0 }).0;
+        let before = read(&kv);
+        let at = 2 * kv.layout().data + 2 * 16 * scale_at;
+        kv.records()[at] ^= 1;
+        let after = read(&kv);
+        let group = 16 * scale_at;
+        let changed = after[group] / before[group] - 1.0;
+        assert!(changed.abs() > 1e-3 && changed.abs() < 1e-2, "{kv_type:?}: the last bit of a scale changed {changed}");
+    }
+    Ok(())
+}

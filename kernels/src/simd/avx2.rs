@@ -197,4 +197,11 @@ impl Simd for Avx2 {
             (widen(low), widen(high))
         })
     }
+
+    #[inline(always)]
+    fn prefetch(self, bytes: &[u8]) {
+        for line in bytes.chunks(64) {
+            intrinsic!(_mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()));
+        }
+    }
 }

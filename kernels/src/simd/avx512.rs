@@ -166,4 +166,11 @@ impl Simd for Avx512 {
             (_mm512_permutexvar_ps(low, table), _mm512_permutexvar_ps(high, table))
         })
     }
+
+    #[inline(always)]
+    fn prefetch(self, bytes: &[u8]) {
+        for line in bytes.chunks(64) {
+            intrinsic!(_mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()));
+        }
+    }
 }

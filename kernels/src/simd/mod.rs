@@ -79,6 +79,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Widens 32 e2m1 values, each times 2: the low halves of the bytes, then the high halves.
     fn load_e2m1(self, x: &[u8; 16]) -> (Self::F, Self::F);
 
+    /// Asks for memory that is read soon.
+    #[inline(always)]
+    fn prefetch(self, _bytes: &[u8]) {}
+
     #[inline(always)]
     fn zero(self) -> Self::F {
         self.splat(0.0)

@@ -2,14 +2,14 @@
 //!
 //! A job is published by raising `generation`. Each index is claimed by compare-and-swap, normally by its own worker;
 //! the caller, once its own share is done, claims whatever no worker has claimed yet. So nobody waits for a thread that
-//! the system has not scheduled, only for one in the middle of its share. "Pinned" is the pool, not the threads: bound
-//! to a core, they could not evade a busy one.
+//! the system has not scheduled, only for one in the middle of its share, and after a while asleep. "Pinned" is the
+//! pool, not the threads: bound to a core, they could not evade a busy one.
 #![allow(unsafe_code)]
 
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
@@ -17,12 +17,16 @@ use std::time::{Duration, Instant};
 use super::Team;
 use crate::KernelError;
 
-/// A worker that finds no job polls for this long, then sleeps. Longer than the gap between two ops of a step.
-const IDLE_POLL: Duration = Duration::from_micros(200);
-/// Polls without giving the core away; afterwards every poll yields it to whoever wants it.
-const SPINS_BEFORE_YIELD: u32 = 600;
-/// The caller sleeps after this many yields instead of polling through another thread's time slice.
-const YIELDS_BEFORE_SLEEP: u32 = 64;
+/// A thread that waits polls for this long, then sleeps. Longer than the gap between two ops of a step.
+const POLL: Duration = Duration::from_micros(150);
+/// The same while the machine has company: polling would only use up this process's share of the cores.
+const POLL_IN_COMPANY: Duration = Duration::from_micros(5);
+/// Polls between two looks at the clock.
+const POLLS_A_LOOK: u32 = 16;
+/// Looks at the clock that lie further apart than this tell that the thread was not scheduled in between.
+const DESCHEDULED: Duration = Duration::from_micros(100);
+/// Waits in company mode after each sign of company.
+const WAITS_IN_COMPANY: u32 = 256;
 
 type Work<'a> = dyn Fn(usize) + Sync + 'a;
 
@@ -45,6 +49,8 @@ struct Shared {
     workers: Vec<Line<Worker>>,
     caller_sleeps: AtomicBool,
     caller: Mutex<Option<Thread>>,
+    /// How many more waits are kept short because the machine has company.
+    waits_in_company: AtomicU32,
     stopping: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
@@ -92,6 +98,7 @@ impl PinnedPool {
             workers: (0..num_workers).map(|_| worker()).collect(),
             caller_sleeps: AtomicBool::new(false),
             caller: Mutex::new(None),
+            waits_in_company: AtomicU32::new(0),
             stopping: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
@@ -215,44 +222,22 @@ impl Shared {
 
     /// The next generation after `seen`; `None` when the pool is dropped.
     fn await_job(&self, worker: &Worker, seen: u64) -> Option<u64> {
-        let newer = || Some(self.generation.0.load(Ordering::Acquire)).filter(|&generation| generation != seen);
-        let mut polls = 0u32;
-        let mut since = None;
-        loop {
-            if let Some(generation) = newer() {
-                return Some(generation);
+        let has_news = || self.generation.0.load(Ordering::SeqCst) != seen || self.stopping.load(Ordering::SeqCst);
+        if !self.poll(has_news) {
+            worker.sleeps.store(true, Ordering::SeqCst);
+            while !has_news() {
+                thread::park();
             }
-            if self.stopping.load(Ordering::Relaxed) {
-                return None;
-            }
-            if polls < SPINS_BEFORE_YIELD {
-                polls += 1;
-                std::hint::spin_loop();
-            } else if since.get_or_insert_with(Instant::now).elapsed() < IDLE_POLL {
-                thread::yield_now();
-            } else {
-                worker.sleeps.store(true, Ordering::SeqCst);
-                while self.generation.0.load(Ordering::SeqCst) == seen && !self.stopping.load(Ordering::SeqCst) {
-                    thread::park();
-                }
-                worker.sleeps.store(false, Ordering::SeqCst);
-            }
+            worker.sleeps.store(false, Ordering::SeqCst);
         }
+        Some(self.generation.0.load(Ordering::SeqCst)).filter(|&generation| generation != seen)
     }
 
+    /// Waits for a share that its worker is in the middle of.
     fn await_done(&self, worker: &Worker, generation: u64) {
         let is_done = || worker.state.load(Ordering::SeqCst) == done(generation);
-        for _ in 0..SPINS_BEFORE_YIELD {
-            if is_done() {
-                return;
-            }
-            std::hint::spin_loop();
-        }
-        for _ in 0..YIELDS_BEFORE_SLEEP {
-            if is_done() {
-                return;
-            }
-            thread::yield_now();
+        if self.poll(is_done) {
+            return;
         }
         *self.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current());
         self.caller_sleeps.store(true, Ordering::SeqCst);
@@ -260,6 +245,38 @@ impl Shared {
             thread::park();
         }
         self.caller_sleeps.store(false, Ordering::SeqCst);
+    }
+
+    /// Polls for a while; whether the event came.
+    fn poll(&self, event: impl Fn() -> bool) -> bool {
+        for _ in 0..POLLS_A_LOOK {
+            if event() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        let waits = self.waits_in_company.load(Ordering::Relaxed);
+        let limit = if waits > 0 { POLL_IN_COMPANY } else { POLL };
+        self.waits_in_company.store(waits.saturating_sub(1), Ordering::Relaxed);
+        let start = Instant::now();
+        let mut last_look = start;
+        loop {
+            for _ in 0..POLLS_A_LOOK {
+                if event() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            let look = Instant::now();
+            if look - last_look > DESCHEDULED {
+                self.waits_in_company.store(WAITS_IN_COMPANY, Ordering::Relaxed);
+                return event();
+            }
+            if look - start > limit {
+                return false;
+            }
+            last_look = look;
+        }
     }
 }
 
@@ -307,7 +324,7 @@ mod tests {
     fn sleeping_workers_wake() {
         let pool = PinnedPool::new(2).unwrap();
         for _ in 0..5 {
-            thread::sleep(IDLE_POLL * 10);
+            thread::sleep(POLL * 10);
             let count = AtomicUsize::new(0);
             pool.run(&|_| {
                 count.fetch_add(1, Ordering::Relaxed);
@@ -321,7 +338,7 @@ mod tests {
     fn an_idle_pool_can_be_dropped() {
         drop(PinnedPool::new(4).unwrap());
         let pool = PinnedPool::with_available_cores().unwrap();
-        thread::sleep(IDLE_POLL * 5);
+        thread::sleep(POLL * 5);
         drop(pool);
     }
 }

@@ -1,18 +1,21 @@
 //! Causal attention over the paged KV pool, `softmax(q k^T * scale + mask) v`, without the matrix of scores.
 //!
-//! Formula: online softmax (arXiv 2205.14135) over tiles of [`TILE`] positions, cut at absolute positions; partial
-//! results of [`SPLIT`] positions are joined in order (split-KV, arXiv 2311.01282), whether one thread made them or many.
+//! Formula: online softmax (arXiv 2205.14135) over tiles of 64 positions, cut at absolute positions; partial
+//! results of 256 positions are joined in order (split-KV, arXiv 2311.01282), whether one thread made them or many.
 //! Loops: sequence and kv head, queries of up to about 48 rows, splits, tiles, panels of 6 rows. The query heads of a
 //! kv head are rows of one panel, so each cached key and value is read once for all of them.
-//! Bytes and flops: [`cost`]. Accumulation: f32, see [`tile`]. A query's bits depend on neither batch, chunk nor threads.
+//! Bytes and flops: [`cost`]. Accumulation: f32, see `tile.rs`. A query's bits depend on neither batch, chunk nor threads.
 
 #![allow(unsafe_code, reason = "threads write different rows of the result")]
 
+mod expand;
+mod panels;
 mod plan;
 #[cfg(test)]
 mod tests;
 mod tile;
 
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,14 +25,19 @@ use candle_core::Result;
 use crate::Cost;
 use crate::isa::Isa;
 use crate::kv::format::{Bf16, F16, F32, Format, Fp4, Fp8};
-use crate::kv::{BLOCK_SIZE, KvBuffer, KvType};
+use crate::kv::{BLOCK_SIZE, KvBuffer, KvType, Record};
 use crate::shared::Shared;
-use crate::simd::{Kernel, Simd, dispatch};
+use crate::simd::{Kernel, LANES, Simd, dispatch};
 use crate::team::Team;
 
+use expand::Expand;
+use panels::Panels;
 pub use plan::FlashScratch;
 use plan::{Item, Merge, Plan};
-use tile::{PANEL, TILE, TILE_BLOCKS, Visible};
+use tile::{PANEL, QueryGroup, TILE, TILE_BLOCKS, Visible};
+
+/// Floats of a panel's queries in 16 dimensions.
+const QUERY_GROUP: usize = PANEL * LANES;
 
 /// Positions whose partial result one thread makes alone; a multiple of [`TILE`].
 const SPLIT: usize = 256;
@@ -161,12 +169,14 @@ fn attend_item<S: Simd, F: Format>(s: S, step: &Step, item: &Item, buffer: &mut 
     let (part, rest) = buffer.split_at_mut(num_rows * stride);
     let (total, rest) = rest.split_at_mut(num_rows * stride);
     let panels = Panels::new::<S>(item.tokens.len(), group);
-    pack_queries(step, item, panels, rest);
-    let queries = rest.as_chunks::<PANEL>().0;
+    let (expanded, queries) = rest.split_at_mut(step.plan.expanded_len());
+    pack_queries(s, step, item, panels, queries);
+    let queries = queries.as_chunks::<LANES>().0.as_chunks::<PANEL>().0;
     total.chunks_exact_mut(stride).for_each(tile::reset);
     for split in item.splits.clone() {
         part.chunks_exact_mut(stride).for_each(tile::reset);
-        attend_split::<S, F>(s, step, item, panels, split, queries, part);
+        let work = SplitWork { split, panels, queries, expanded };
+        attend_split::<S, F>(s, step, item, work, part);
         for (total, part) in total.chunks_exact_mut(stride).zip(part.chunks_exact(stride)) {
             tile::merge(s, total, part);
         }
@@ -181,60 +191,29 @@ fn attend_item<S: Simd, F: Format>(s: S, step: &Step, item: &Item, buffer: &mut 
     }
 }
 
-/// How an item's rows are cut: whole tokens if they fit a panel, else equal parts of one token's heads.
-#[derive(Debug, Clone, Copy)]
-struct Panels {
-    /// Rows of a panel; the last of an item may hold fewer tokens, the last of a token fewer heads.
-    rows: usize,
-    /// Rows of one token in a panel.
-    rows_per_token: usize,
-    /// Panels that one token's heads are cut into, or 1.
-    per_token: usize,
-    tokens: usize,
-    group: usize,
-}
-
-impl Panels {
-    #[inline(always)]
-    fn new<S: Simd>(tokens: usize, group: usize) -> Self {
-        let most = tile::panel_rows::<S>();
-        if group <= most {
-            return Self { rows: most / group * group, rows_per_token: group, per_token: 1, tokens, group };
-        }
-        let rows = group.div_ceil(group.div_ceil(most));
-        Self { rows, rows_per_token: rows, per_token: group.div_ceil(rows), tokens, group }
-    }
-
-    #[inline(always)]
-    fn len(self) -> usize {
-        if self.per_token > 1 { self.tokens * self.per_token } else { (self.tokens * self.group).div_ceil(self.rows) }
-    }
-
-    /// Rows of a panel, counted from the item's first.
-    #[inline(always)]
-    fn rows(self, panel: usize) -> Range<usize> {
-        if self.per_token > 1 {
-            let (token, part) = (panel / self.per_token, panel % self.per_token);
-            let start = token * self.group + part * self.rows;
-            return start..(start + self.rows).min((token + 1) * self.group);
-        }
-        panel * self.rows..((panel + 1) * self.rows).min(self.tokens * self.group)
-    }
-}
-
-/// Queries times the scale, `[panel][D][PANEL]`, so that the rows of a panel lie side by side.
+/// Queries times the scale, `[panel][D / 16][PANEL][16]`: what one pass over 16 dimensions reads lies together.
 #[inline(always)]
-fn pack_queries(step: &Step, item: &Item, panels: Panels, to: &mut [f32]) {
+fn pack_queries<S: Simd>(s: S, step: &Step, item: &Item, panels: Panels, to: &mut [f32]) {
     let Plan { group, head_dim, padded_dim, .. } = step.plan;
     let params = step.call.params;
     let first = step.call.sequences[item.sequence].rows.start;
+    let scale = s.splat(params.scale);
     for (panel, to) in to.chunks_exact_mut(padded_dim * PANEL).enumerate().take(panels.len()) {
-        to.fill(0.0);
         for (slot, row) in panels.rows(panel).enumerate() {
             let (token, head) = (item.tokens.start + row / group, item.kv_head * group + row % group);
-            let start = ((first + token) * params.num_heads + head) * head_dim;
-            for (to, x) in to.as_chunks_mut::<PANEL>().0.iter_mut().zip(&step.q[start..start + head_dim]) {
-                to[slot] = x * params.scale;
+            let row = &step.q[((first + token) * params.num_heads + head) * head_dim..][..head_dim];
+            for (at, to) in to.as_chunks_mut::<QUERY_GROUP>().0.iter_mut().enumerate() {
+                let to = &mut to.as_chunks_mut::<LANES>().0[slot];
+                let rest = row.get(LANES * at..).unwrap_or_default();
+                let x = match rest.first_chunk::<LANES>() {
+                    Some(x) => s.load(x),
+                    None => {
+                        *to = [0.0; LANES];
+                        to[..rest.len()].copy_from_slice(rest);
+                        s.load(to)
+                    }
+                };
+                s.store(to, s.mul(x, scale));
             }
         }
     }
@@ -247,56 +226,84 @@ fn seen_by(call: &FlashCall, sequence: usize, token: usize) -> Range<usize> {
     call.params.sliding_window.map_or(0, |window| end.saturating_sub(window))..end
 }
 
-/// One split of an item's context into `part`.
+/// One split of an item's context.
+struct SplitWork<'a> {
+    split: usize,
+    panels: Panels,
+    queries: &'a [QueryGroup],
+    /// Room for a widened tile.
+    expanded: &'a mut [f32],
+}
+
 #[inline(always)]
-fn attend_split<S: Simd, F: Format>(
+fn attend_split<S: Simd, F: Format>(s: S, step: &Step, item: &Item, work: SplitWork, part: &mut [f32]) {
+    let SplitWork { split, panels, queries, expanded } = work;
+    let call = &step.call;
+    let first = seen_by(call, item.sequence, item.tokens.start).start.max(split * SPLIT);
+    let last = seen_by(call, item.sequence, item.tokens.end - 1).end.min(item.splits.end * SPLIT);
+    let end = last.min((split + 1) * SPLIT);
+    for start in (first / TILE * TILE..end).step_by(TILE) {
+        let records = tile_records(step, item, start, first, end);
+        if F::EXPAND && panels.len() > 2 {
+            s.vectorize(Expand::<F> { records: &records, to: &mut *expanded, format: PhantomData });
+            let tile = Tile { start, records: &expand::expanded(expanded), next: None };
+            attend_tile::<S, F32>(s, step, item, panels, queries, tile, part);
+            continue;
+        }
+        let next =
+            (panels.len() == 1 && start + TILE < end).then(|| tile_records(step, item, start + TILE, first, end));
+        let tile = Tile { start, records: &records, next: next.as_ref() };
+        attend_tile::<S, F>(s, step, item, panels, queries, tile, part);
+    }
+}
+
+/// A tile from position `start` on.
+struct Tile<'a, 'b> {
+    start: usize,
+    records: &'a [Record<'b>; TILE_BLOCKS],
+    next: Option<&'a [Record<'b>; TILE_BLOCKS]>,
+}
+
+/// All panels of an item against one tile.
+#[inline(always)]
+fn attend_tile<S: Simd, F: Format>(
     s: S,
     step: &Step,
     item: &Item,
     panels: Panels,
-    split: usize,
-    queries: &[[f32; PANEL]],
+    queries: &[QueryGroup],
+    tile: Tile,
     part: &mut [f32],
 ) {
     let Plan { group, stride, padded_dim, .. } = step.plan;
-    let call = &step.call;
-    let first = seen_by(call, item.sequence, item.tokens.start).start.max(split * SPLIT);
-    let end = seen_by(call, item.sequence, item.tokens.end - 1).end.min((split + 1) * SPLIT);
-    for start in (first / TILE * TILE..end).step_by(TILE) {
-        let records = tile_records(step, item, start, first, end);
-        for panel in 0..panels.len() {
-            let rows = panels.rows(panel);
-            let token = rows.start / group;
-            let mut ranges: [Range<usize>; PANEL] = Default::default();
-            let num_tokens = rows.len().div_ceil(panels.rows_per_token);
-            let mut any = false;
-            for (i, range) in ranges[..num_tokens].iter_mut().enumerate() {
-                let seen = seen_by(call, item.sequence, item.tokens.start + token + i);
-                let (from, to) = (seen.start.max(start), seen.end.min(start + TILE));
-                if from < to {
-                    *range = from - start..to - start;
-                    any = true;
-                }
+    let Tile { start, records, next } = tile;
+    for panel in 0..panels.len() {
+        let rows = panels.rows(panel);
+        let token = rows.start / group;
+        let mut ranges: [Range<usize>; PANEL] = Default::default();
+        let num_tokens = rows.len().div_ceil(panels.rows_per_token);
+        let mut any = false;
+        for (i, range) in ranges[..num_tokens].iter_mut().enumerate() {
+            let seen = seen_by(&step.call, item.sequence, item.tokens.start + token + i);
+            let (from, to) = (seen.start.max(start), seen.end.min(start + TILE));
+            if from < to {
+                *range = from - start..to - start;
+                any = true;
             }
-            if any {
-                let seen =
-                    Visible { records: &records, rows_per_token: panels.rows_per_token, ranges: &ranges[..num_tokens] };
-                let q = &queries[panel * padded_dim..(panel + 1) * padded_dim];
-                tile::advance::<S, F>(s, q, &mut part[rows.start * stride..rows.end * stride], stride, &seen);
-            }
+        }
+        if any {
+            let groups = padded_dim / LANES;
+            let q = &queries[panel * groups..(panel + 1) * groups];
+            let ranges = &ranges[..num_tokens];
+            let seen = Visible { records, next, rows_per_token: panels.rows_per_token, ranges };
+            tile::advance::<S, F>(s, q, &mut part[rows.start * stride..rows.end * stride], stride, &seen);
         }
     }
 }
 
 /// The records of a tile; blocks that hold nothing of `first..end` repeat one that does.
 #[inline(always)]
-fn tile_records<'a>(
-    step: &Step<'a>,
-    item: &Item,
-    start: usize,
-    first: usize,
-    end: usize,
-) -> [crate::kv::Record<'a>; TILE_BLOCKS] {
+fn tile_records<'a>(step: &Step<'a>, item: &Item, start: usize, first: usize, end: usize) -> [Record<'a>; TILE_BLOCKS] {
     let table = step.call.sequences[item.sequence].block_table;
     let (low, high) = (first.max(start) / BLOCK_SIZE, (end.min(start + TILE) - 1) / BLOCK_SIZE);
     let record = |b: usize| {

@@ -5,8 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Result, bail};
 
-use super::tile::{PANEL, STATE_HEAD};
-use super::{BLOCK_SIZE, FlashCall, SPLIT, seen_by};
+use super::tile::{PANEL, STATE_HEAD, TILE};
+use super::{BLOCK_SIZE, FlashCall, FlashSequence, SPLIT, seen_by};
 
 /// Rows of queries of one item: few enough that they and a tile of keys and values stay in the first-level cache.
 const ITEM_ROWS: usize = 48;
@@ -61,6 +61,13 @@ pub(super) struct Plan {
     pub partials_start: usize,
 }
 
+impl Plan {
+    /// Floats of a widened tile.
+    pub fn expanded_len(self) -> usize {
+        2 * TILE * self.padded_dim
+    }
+}
+
 /// First float at a multiple of 64 bytes; buffers hold 16 more than they need.
 pub(super) fn aligned_start(buffer: &[f32]) -> usize {
     buffer.as_ptr().align_offset(64).min(16)
@@ -82,19 +89,30 @@ pub(super) fn plan(
     let tile_tokens = (ITEM_ROWS / group).max(1);
     scratch.items.clear();
     scratch.merges.clear();
-    let num_whole: usize = call.sequences.iter().map(|s| s.rows.len().div_ceil(tile_tokens)).sum();
-    let cut = num_threads > 1 && num_whole * shape.num_kv_heads < 4 * num_threads;
+    let tokens_of =
+        |sequence: &FlashSequence, tile: usize| tile * tile_tokens..((tile + 1) * tile_tokens).min(sequence.rows.len());
+    let splits_of = |index: usize, tokens: &Range<usize>| {
+        let first = seen_by(call, index, tokens.start).start / SPLIT;
+        first..seen_by(call, index, tokens.end - 1).end.div_ceil(SPLIT)
+    };
+    let mut total = 0;
+    for (index, sequence) in call.sequences.iter().enumerate() {
+        for tile in 0..sequence.rows.len().div_ceil(tile_tokens) {
+            total += splits_of(index, &tokens_of(sequence, tile)).len() * shape.num_kv_heads;
+        }
+    }
     let mut partials = 0;
     for (index, sequence) in call.sequences.iter().enumerate() {
         // The latest queries see most: they come first, so that threads end together.
         for tile in (0..sequence.rows.len().div_ceil(tile_tokens)).rev() {
-            let tokens = tile * tile_tokens..((tile + 1) * tile_tokens).min(sequence.rows.len());
-            let first = seen_by(call, index, tokens.start).start / SPLIT;
-            let splits = first..seen_by(call, index, tokens.end - 1).end.div_ceil(SPLIT);
+            let tokens = tokens_of(sequence, tile);
+            let splits = splits_of(index, &tokens);
+            // What is more than a quarter of a thread's share is cut, so that no thread waits long for another.
+            let cut = num_threads > 1 && splits.len() > 1 && splits.len() * 4 * num_threads > total;
             for kv_head in 0..shape.num_kv_heads {
                 let item =
                     Item { sequence: index, kv_head, tokens: tokens.clone(), splits: splits.clone(), partial: None };
-                if !cut || splits.len() == 1 {
+                if !cut {
                     scratch.items.push(item);
                     continue;
                 }
@@ -111,13 +129,16 @@ pub(super) fn plan(
         }
     }
     let rows = tile_tokens * group;
-    // States of a split and of all before it, and queries; a panel of fewer rows takes as much room as a full one.
-    reserve_threads(scratch, num_threads, 2 * rows * stride + rows * padded_dim * PANEL + 16);
     if scratch.partials.len() < partials + 16 {
         scratch.partials.resize(partials + 16, 0.0);
     }
     let partials_start = aligned_start(&scratch.partials);
-    Ok(Plan { group, head_dim: shape.head_dim, padded_dim, stride, partials_start })
+    let plan = Plan { group, head_dim: shape.head_dim, padded_dim, stride, partials_start };
+    // States of a split and of all before it, queries, where a panel of one row takes as much room as a full one, and
+    // a widened tile.
+    let len = 2 * rows * stride + rows * padded_dim * PANEL + plan.expanded_len() + 16;
+    reserve_threads(scratch, num_threads, len);
+    Ok(plan)
 }
 
 fn reserve_threads(scratch: &mut FlashScratch, num_threads: usize, len: usize) {

@@ -1,6 +1,6 @@
 //! One tile of 64 positions for a panel of query rows: `s = q k`, `p = exp(s - m)`, `o = o e^(m' - m) + p v`.
 //!
-//! Layout: `q [D][PANEL]`, keys `[D][16]` and values `[16][D]` a block (see [`crate::kv`]), state a row `[16 + 16 + D]`:
+//! Layout: `q [D / 16][PANEL][16]`, keys `[D][16]` and values `[16][D]` a block (see [`crate::kv`]), state a row `[16 + 16 + D]`:
 //! 16 partial sums of `p`, the maximum, the weighted sum of values.
 //! Order: a score is one chain of multiply-adds over `d`, a weighted sum one chain over positions from the row's first
 //! visible one to its last; both f32. A row's bits therefore do not depend on the panel it stands in.
@@ -25,12 +25,17 @@ pub(super) const STATE_HEAD: usize = 2 * LANES;
 /// Where the maximum stands in a row's state.
 const MAX_AT: usize = LANES;
 
+/// 16 dimensions of the rows of a panel.
+pub(super) type QueryGroup = [[f32; LANES]; PANEL];
+
 type Scores = [[f32; TILE]; PANEL];
 
 /// What one panel sees of one tile.
 pub(super) struct Visible<'a, 'b> {
     /// Blocks of the tile; those beyond the context repeat one inside it.
     pub records: &'a [Record<'b>; TILE_BLOCKS],
+    /// Blocks of the next tile, fetched into cache meanwhile; the hardware cannot foresee a block table.
+    pub next: Option<&'a [Record<'b>; TILE_BLOCKS]>,
     /// Query rows of one token.
     pub rows_per_token: usize,
     /// Positions of the tile that each token sees, in order.
@@ -73,7 +78,7 @@ macro_rules! by_rows {
 }
 /// Advances the state of a panel's rows by a tile.
 #[inline(always)]
-pub(super) fn advance<S: Simd, F: Format>(s: S, q: &[[f32; PANEL]], state: &mut [f32], stride: usize, seen: &Visible) {
+pub(super) fn advance<S: Simd, F: Format>(s: S, q: &[QueryGroup], state: &mut [f32], stride: usize, seen: &Visible) {
     let num_rows = state.len() / stride;
     let mut scores: Scores = [[0.0; TILE]; PANEL];
     by_rows!(num_rows, S::WIDE, R => s.vectorize(Score::<F, R> { q, seen, scores: &mut scores, format: PhantomData }));
@@ -83,7 +88,7 @@ pub(super) fn advance<S: Simd, F: Format>(s: S, q: &[[f32; PANEL]], state: &mut 
         by_rows!(num_rows, S::WIDE, R => s.vectorize(Weigh::<F, R> {
             weights: &scores,
             factors: &factors,
-            records: seen.records,
+            seen,
             range: 0..TILE,
             state,
             stride,
@@ -99,7 +104,7 @@ pub(super) fn advance<S: Simd, F: Format>(s: S, q: &[[f32; PANEL]], state: &mut 
             by_rows!(rows.len(), S::WIDE, R => s.vectorize(Weigh::<F, R> {
                 weights: &scores[rows.clone()],
                 factors: &factors[rows.clone()],
-                records: seen.records,
+                seen,
                 range: range.clone(),
                 state: &mut state[rows.start * stride..rows.end * stride],
                 stride,
@@ -111,7 +116,7 @@ pub(super) fn advance<S: Simd, F: Format>(s: S, q: &[[f32; PANEL]], state: &mut 
 
 /// Scores of R rows and a tile.
 struct Score<'a, 'b, F, const R: usize> {
-    q: &'a [[f32; PANEL]],
+    q: &'a [QueryGroup],
     seen: &'a Visible<'a, 'b>,
     scores: &'a mut Scores,
     format: PhantomData<F>,
@@ -123,10 +128,11 @@ impl<F: Format, const R: usize> Kernel for Score<'_, '_, F, R> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         if S::WIDE {
-            score::<S, F, R, 4>(s, self.q, self.seen.records, 0, self.scores);
+            score::<S, F, R, 4>(s, self.q, self.seen, 0, self.scores);
         } else {
-            score::<S, F, R, 2>(s, self.q, self.seen.records, 0, self.scores);
-            score::<S, F, R, 2>(s, self.q, self.seen.records, 2, self.scores);
+            for block in 0..TILE_BLOCKS {
+                score::<S, F, R, 1>(s, self.q, self.seen, block, self.scores);
+            }
         }
     }
 }
@@ -135,13 +141,21 @@ impl<F: Format, const R: usize> Kernel for Score<'_, '_, F, R> {
 #[inline(always)]
 fn score<S: Simd, F: Format, const R: usize, const N: usize>(
     s: S,
-    q: &[[f32; PANEL]],
-    records: &[Record; TILE_BLOCKS],
+    q: &[QueryGroup],
+    seen: &Visible,
     first: usize,
     scores: &mut Scores,
 ) {
+    let records = seen.records;
+    let groups = q.len();
     let mut sums = [[s.zero(); N]; R];
-    for (group, q) in q.as_chunks::<16>().0.iter().enumerate() {
+    for (group, q) in q.iter().enumerate() {
+        if let Some(next) = seen.next {
+            for record in &next[first..first + N] {
+                let len = record.k.len() / groups;
+                s.prefetch(&record.k[group * len..(group + 1) * len]);
+            }
+        }
         let mut scale = [s.zero(); N];
         for b in 0..N {
             scale[b] = F::key_scale(s, &records[first + b], group);
@@ -152,13 +166,13 @@ fn score<S: Simd, F: Format, const R: usize, const N: usize>(
                 (even[b], odd[b]) = F::keys(s, &records[first + b], group.wrapping_mul(8).wrapping_add(pair), scale[b]);
             }
             for r in 0..R {
-                let x = s.splat(q[2 * pair][r]);
+                let x = s.splat(q[r][2 * pair]);
                 for b in 0..N {
                     sums[r][b] = s.fma(x, even[b], sums[r][b]);
                 }
             }
             for r in 0..R {
-                let x = s.splat(q[2 * pair + 1][r]);
+                let x = s.splat(q[r][2 * pair + 1]);
                 for b in 0..N {
                     sums[r][b] = s.fma(x, odd[b], sums[r][b]);
                 }
@@ -221,8 +235,8 @@ impl<F: Format> Kernel for Soften<'_, '_, F> {
         s.store(factors, exponentials);
         let mut value_scales = [s.zero(); TILE_BLOCKS];
         if F::POSITION_SCALES {
-            for b in 0..TILE_BLOCKS {
-                value_scales[b] = F::value_scales(s, &seen.records[b]);
+            for (scales, record) in value_scales.iter_mut().zip(seen.records) {
+                *scales = F::value_scales(s, record);
             }
         }
         for r in 0..rows {
@@ -248,7 +262,7 @@ impl<F: Format> Kernel for Soften<'_, '_, F> {
 struct Weigh<'a, 'b, F, const R: usize> {
     weights: &'a [[f32; TILE]],
     factors: &'a [f32],
-    records: &'a [Record<'b>; TILE_BLOCKS],
+    seen: &'a Visible<'a, 'b>,
     range: Range<usize>,
     state: &'a mut [f32],
     stride: usize,
@@ -278,7 +292,7 @@ impl<F: Format, const R: usize> Kernel for Weigh<'_, '_, F, R> {
 /// N pairs of vectors of R rows.
 #[inline(always)]
 fn weigh<S: Simd, F: Format, const R: usize, const N: usize>(s: S, work: &mut Weigh<F, R>, first: usize) {
-    let Weigh { weights, factors, records, range, state, stride, .. } = work;
+    let Weigh { weights, factors, seen, range, state, stride, .. } = work;
     let stride = *stride;
     let pairs = (stride - STATE_HEAD) / (2 * LANES);
     let Some(weights) = weights.first_chunk::<R>() else { return };
@@ -293,12 +307,15 @@ fn weigh<S: Simd, F: Format, const R: usize, const N: usize>(s: S, work: &mut We
         }
     }
     for b in range.start / LANES..range.end.div_ceil(LANES) {
-        let record = &records[b];
+        let record = &seen.records[b];
         let base = b * LANES;
+        if let (Some(next), 0) = (seen.next, first) {
+            s.prefetch(next[b].v);
+        }
         for position in range.start.max(base) - base..range.end.min(base + LANES) - base {
             let mut v = [[s.zero(); 2]; N];
-            for n in 0..N {
-                (v[n][0], v[n][1]) = F::values(s, record, position, first + n, pairs);
+            for (n, v) in v.iter_mut().enumerate() {
+                (v[0], v[1]) = F::values(s, record, position, first + n, pairs);
             }
             for r in 0..R {
                 let weight = s.splat(weights[r][base + position]);

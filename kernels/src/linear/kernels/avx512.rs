@@ -13,7 +13,7 @@ use super::super::format::{BLOCK, BlockLayout, LANES, PanelFormat};
 use super::Lanes;
 
 /// How far ahead of the loads the panel is fetched.
-const PREFETCH_BYTES: usize = 2048;
+const PREFETCH_BYTES: usize = 4096;
 
 /// See [`super::block_tile`]. The caller has checked the lengths and that the machine has AVX-512.
 pub(super) fn block_tile_dispatch<L: BlockLayout, const R: usize>(
