@@ -19,8 +19,8 @@ use super::repack::{self, PanelBytes};
 use crate::team::{Team, for_each_item};
 use crate::{Isa, KernelError};
 
-/// Weights that a thread takes at a time.
-const CHUNK_BYTES: usize = 16 << 10;
+/// The least weights that a thread takes at a time.
+const LEAST_CHUNK_BYTES: usize = 8 << 10;
 /// Activation rows that a thread takes at a time, so that few panels still share out evenly.
 const ROWS_AN_ITEM: usize = 128;
 
@@ -84,14 +84,7 @@ impl PackedLinear {
             let bias = part.bias().map(|bias| read_bias(part_idx, bias, rows)).transpose()?;
             segments.push(Segment { format, panels, panel_bytes, bias, outputs: first..first + rows });
         }
-        let mut chunks = Vec::new();
-        for (segment_idx, segment) in segments.iter().enumerate() {
-            let num_panels = segment.outputs.len().div_ceil(LANES);
-            let step = (CHUNK_BYTES / segment.panel_bytes.max(1)).max(1);
-            for start in (0..num_panels).step_by(step) {
-                chunks.push(Chunk { segment_idx, panels: start..(start + step).min(num_panels) });
-            }
-        }
+        let chunks = cut(&segments, team.num_threads());
         let out_features = segments.last().map_or(0, |segment| segment.outputs.end);
         Ok(Self { segments, chunks, in_features, out_features, isa })
     }
@@ -203,6 +196,24 @@ impl LinearSource<'_> {
             Self::Quantized(_, bias) | Self::Dense(_, bias) => *bias,
         }
     }
+}
+
+/// Chunks that shrink: long ones first, which memory streams best, short ones last, so that all threads end together.
+fn cut(segments: &[Segment], num_threads: usize) -> Vec<Chunk> {
+    let num_panels = |segment: &Segment| segment.outputs.len().div_ceil(LANES);
+    let mut bytes_left: usize = segments.iter().map(|segment| segment.panel_bytes * num_panels(segment)).sum();
+    let mut chunks = Vec::new();
+    for (segment_idx, segment) in segments.iter().enumerate() {
+        let mut start = 0;
+        while start < num_panels(segment) {
+            let chunk_bytes = (bytes_left / (2 * num_threads)).max(LEAST_CHUNK_BYTES);
+            let end = (start + (chunk_bytes / segment.panel_bytes).max(1)).min(num_panels(segment));
+            chunks.push(Chunk { segment_idx, panels: start..end });
+            bytes_left -= (end - start) * segment.panel_bytes;
+            start = end;
+        }
+    }
+    chunks
 }
 
 fn read_bias(part_idx: usize, bias: &Tensor, rows: usize) -> Result<Vec<f32>, KernelError> {

@@ -4,6 +4,7 @@
 //! around 128 are multiplied as signed ones, `|w| * sign(w) x`, and widened at once. Panels need no alignment; bytes
 //! and layout: `super::super::format`. Accumulation: i16 and i32 within a block, f32 across blocks.
 #![allow(unsafe_code)]
+#![expect(clippy::needless_range_loop, reason = "halves index vectors and panels alike")]
 
 use std::arch::x86_64::*;
 
