@@ -109,8 +109,8 @@ impl Experiment for ChunkedPrefill {
         for id in answers {
             engine.abort(id);
         }
-        let worst = stats::percentile(&during.seconds, 99.0).unwrap_or_default();
-        let usual = stats::percentile(&steady.seconds, 50.0).unwrap_or_default();
+        let worst = stats::percentile(&during.seconds, 0.99).unwrap_or_default();
+        let usual = stats::percentile(&steady.seconds, 0.5).unwrap_or_default();
         let mut measured =
             Measured::new(std::time::Duration::from_secs_f64(worst), self.fingerprint.clone(), Outputs::Tokens(tokens));
         measured.engaged = engaged(engine, &self.arms[arm].1);
