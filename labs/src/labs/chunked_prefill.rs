@@ -7,8 +7,8 @@ use aisp_engine::{Engine, ModelSource, Optimization, Request, RequestId, Samplin
 
 use super::engine_experiment::{engaged, tolerance};
 use super::prefix_caching::long_text;
-use crate::gate::Outputs;
 use crate::fingerprint::Fingerprint;
+use crate::gate::Outputs;
 use crate::lab::{ArmSpec, Experiment, Lab, LabContext, LabInfo, Measured};
 use crate::record::{Goal, Workload};
 use crate::{LabError, stats};
@@ -41,10 +41,8 @@ impl Lab for ChunkedPrefillLab {
     }
 
     fn prepare(&self, context: &LabContext) -> Result<Box<dyn Experiment>, LabError> {
-        let arms = vec![
-            ("whole", Selection::all().without(Optimization::ChunkedPrefill)),
-            ("chunked", Selection::all()),
-        ];
+        let arms =
+            vec![("whole", Selection::all().without(Optimization::ChunkedPrefill)), ("chunked", Selection::all())];
         let probe = Engine::builder().model(context.model.clone()).max_num_seqs(1).build()?;
         let len = PROMPT_TOKENS.min(probe.model_info().max_model_len / 2);
         let prompt = long_text(&probe, len)?;

@@ -95,7 +95,9 @@ pub fn tolerance(exactness: Exactness) -> Tolerance {
     // a lab sees of the timed run: the probability of one token a position.
     match exactness {
         Exactness::Bitwise | Exactness::SameTokens => Tolerance::exact("the greedy tokens of every request"),
-        Exactness::Tolerance => logprobs(5e-2, "log-probabilities of real text; either arm rounds activations to 8 bits"),
+        Exactness::Tolerance => {
+            logprobs(5e-2, "log-probabilities of real text; either arm rounds activations to 8 bits")
+        }
         Exactness::Lossy => logprobs(0.3, "log-probabilities of real text; values of fewer bits"),
     }
 }

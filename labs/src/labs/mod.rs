@@ -7,6 +7,7 @@ mod engine_experiment;
 mod gemm;
 mod http_overhead;
 mod kv_cache;
+mod llama_cpp;
 mod model_loading;
 mod prefix_caching;
 mod requests;
@@ -39,6 +40,7 @@ pub fn all() -> Vec<Box<dyn Lab>> {
         Box::new(chunked_prefill::ChunkedPrefillLab),
         Box::new(http_overhead::HttpOverheadLab),
     ];
+    labs.extend(llama_cpp::installed());
     labs.extend(Optimization::ALL.map(|optimization| Box::new(switches::SwitchLab(optimization)) as Box<dyn Lab>));
     labs
 }

@@ -66,7 +66,9 @@ impl Lab for PrefixCachingLab {
         let prompts: Vec<Vec<TokenId>> = (0..=NUM_PROMPTS).map(prompt).collect();
         let mut hash = Fingerprint::default();
         hash.add(context.model.to_string().as_bytes());
-        prompts.iter().for_each(|prompt| drop(hash.add_u32(prompt)));
+        for prompt in &prompts {
+            hash.add_u32(prompt);
+        }
         Ok(Box::new(PrefixCaching {
             model: context.model.clone(),
             fingerprint: hash.finish(),
