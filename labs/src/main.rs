@@ -5,6 +5,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-fn main() -> anyhow::Result<ExitCode> {
-    Ok(labs::cli::Cli::parse().run()?)
+fn main() -> ExitCode {
+    labs::cli::Cli::parse().run().unwrap_or_else(|error| {
+        eprintln!("aisp: {error}");
+        ExitCode::FAILURE
+    })
 }
