@@ -73,10 +73,10 @@ impl Bench {
         let (kv, table) = self.filled(query_start + num_tokens, kv_type)?;
         let q = noise(num_tokens * self.num_heads * self.head_dim);
         let mut out = vec![0.0; q.len()];
-        let sequences = [FlashSequence { rows: 0..num_tokens, query_start, block_table: &table }];
+        let sequences = [FlashSequence { rows: 0..num_tokens, query_start, block_table: 0..table.len() }];
         let scale = 1.0 / (self.head_dim as f32).sqrt();
         let params = FlashParams { num_heads: self.num_heads, scale, sliding_window: None };
-        let call = |layer| FlashCall { kv: &kv, layer, sequences: &sequences, params };
+        let call = |layer| FlashCall { kv: &kv, layer, sequences: &sequences, block_tables: &table, params };
         let one = cost(&call(0), 0);
         let all = Cost { bytes: one.bytes * self.num_layers as u64, flops: one.flops * self.num_layers as u64 };
         let mut scratch = FlashScratch::new();

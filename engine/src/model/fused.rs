@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use aisp_kernels::attention::flash::{FlashCall, FlashParams, FlashScratch, flash_attention};
+use aisp_kernels::attention::flash::{FlashCall, FlashParams, FlashScratch, FlashSequence, flash_attention};
 use aisp_kernels::embedding::{RowTable, embedding_rows};
 use aisp_kernels::kv::KvBuffer;
 use aisp_kernels::linear::{Activations, PackedLinear};
@@ -71,6 +71,7 @@ struct Workspace {
     gate_up: Vec<f32>,
     /// `[T, I]`.
     gated: Vec<f32>,
+    sequences: Vec<FlashSequence>,
     activations: Activations,
     flash: FlashScratch,
 }
@@ -157,7 +158,7 @@ impl FusedDecoder {
             scale: 1.0 / (config.head_dim as f32).sqrt(),
             sliding_window: config.sliding_window,
         };
-        let sequences = layout.sequences(rows.clone());
+        layout.cut(rows.clone(), &mut w.sequences);
         w.resize(rows.len(), config);
         let table =
             RowTable { bytes: &self.embedding.data()?, dtype: self.embedding.dtype(), hidden_size: config.hidden_size };
@@ -179,7 +180,7 @@ impl FusedDecoder {
             };
             let qkv = Qkv::packed(&w.qkv, config.num_heads, config.num_kv_heads, config.head_dim);
             rope_and_store(qkv, &mut w.q, to, isa, team)?;
-            let call = FlashCall { kv, layer: index, sequences: &sequences, params };
+            let call = FlashCall { kv, layer: index, sequences: &w.sequences, block_tables: &layout.tables, params };
             flash_attention(&w.q, &mut w.attention, call, &mut w.flash, isa, team)?;
             w.activations.load(&w.attention, q_size, layer.o_proj.form(), isa, team);
             layer.o_proj.forward(&w.activations, &mut w.delta, team); // [T, NH * D] -> [T, H]

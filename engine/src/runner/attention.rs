@@ -112,8 +112,8 @@ impl AttentionBackend for FlashAttention {
         let (_, num_heads, head_dim) = qkv.q.dims3()?;
         let params = FlashParams { num_heads, scale: 1.0 / (head_dim as f32).sqrt(), sliding_window };
         let mut out = vec![0f32; q.len()];
-        let sequences = self.layout.sequences(0..self.layout.slots.len());
-        let call = FlashCall { kv: &self.kv, layer, sequences: &sequences, params };
+        let BlockLayout { sequences, tables, .. } = &self.layout;
+        let call = FlashCall { kv: &self.kv, layer, sequences, block_tables: tables, params };
         flash_attention(&q, &mut out, call, &mut self.scratch, *isa, team.as_ref())?;
         Tensor::from_vec(out, qkv.q.dims(), qkv.q.device())
     }

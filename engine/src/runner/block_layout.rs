@@ -13,15 +13,10 @@ use crate::kv_cache::{BLOCK_SIZE, KvPlacement};
 pub struct BlockLayout {
     /// Slot of each token, `[num_tokens]`.
     pub slots: Vec<u32>,
-    tables: Vec<u32>,
-    spans: Vec<Span>,
-}
-
-#[derive(Debug, Clone)]
-struct Span {
-    rows: Range<usize>,
-    query_start: usize,
-    table: Range<usize>,
+    /// Blocks of all sequences, one after another.
+    pub tables: Vec<u32>,
+    /// All sequences, with their rows of the step.
+    pub sequences: Vec<FlashSequence>,
 }
 
 impl BlockLayout {
@@ -31,7 +26,7 @@ impl BlockLayout {
     pub fn update(&mut self, input: &StepInput) -> Result<()> {
         self.slots.clear();
         self.tables.clear();
-        self.spans.clear();
+        self.sequences.clear();
         for sequence in &input.sequences {
             let KvPlacement::Paged { block_table } = &sequence.placement else {
                 candle_core::bail!("request {} lies in one run", sequence.id)
@@ -43,24 +38,24 @@ impl BlockLayout {
             let blocks = &self.tables[table.clone()];
             self.slots
                 .extend(positions.map(|at| blocks[at / BLOCK_SIZE] * BLOCK_SIZE as u32 + (at % BLOCK_SIZE) as u32));
-            self.spans.push(Span { rows: sequence.rows.clone(), query_start: sequence.query_start, table });
+            let (rows, query_start) = (sequence.rows.clone(), sequence.query_start);
+            self.sequences.push(FlashSequence { rows, query_start, block_table: table });
         }
         Ok(())
     }
 
-    /// The sequences that have rows among these, counted from the first of these.
-    pub fn sequences(&self, rows: Range<usize>) -> Vec<FlashSequence<'_>> {
-        let mut sequences = Vec::with_capacity(self.spans.len());
-        for span in &self.spans {
-            let common = span.rows.start.max(rows.start)..span.rows.end.min(rows.end);
+    /// Leaves in `part` the sequences that have rows among these, counted from the first of these.
+    pub fn cut(&self, rows: Range<usize>, part: &mut Vec<FlashSequence>) {
+        part.clear();
+        for whole in &self.sequences {
+            let common = whole.rows.start.max(rows.start)..whole.rows.end.min(rows.end);
             if !common.is_empty() {
-                sequences.push(FlashSequence {
-                    query_start: span.query_start + common.start - span.rows.start,
+                part.push(FlashSequence {
+                    query_start: whole.query_start + common.start - whole.rows.start,
                     rows: common.start - rows.start..common.end - rows.start,
-                    block_table: &self.tables[span.table.clone()],
+                    block_table: whole.block_table.clone(),
                 });
             }
         }
-        sequences
     }
 }

@@ -44,13 +44,13 @@ const SPLIT: usize = 256;
 
 /// One sequence's queries of a step.
 #[derive(Debug, Clone)]
-pub struct FlashSequence<'a> {
+pub struct FlashSequence {
     /// Its rows of `q` and `out`.
     pub rows: Range<usize>,
     /// Absolute position of the first query; keys and values up to the last query's position are stored.
     pub query_start: usize,
-    /// Blocks of its context, in order.
-    pub block_table: &'a [u32],
+    /// Blocks of its context, in order: where they stand in [`FlashCall::block_tables`].
+    pub block_table: Range<usize>,
 }
 
 /// What attention computes in every sequence.
@@ -72,7 +72,9 @@ pub struct FlashCall<'a> {
     /// Layer of the pool.
     pub layer: usize,
     /// Who asks.
-    pub sequences: &'a [FlashSequence<'a>],
+    pub sequences: &'a [FlashSequence],
+    /// Blocks of all sequences.
+    pub block_tables: &'a [u32],
     /// What is computed.
     pub params: FlashParams,
 }
@@ -304,7 +306,7 @@ fn attend_tile<S: Simd, F: Format>(
 /// The records of a tile; blocks that hold nothing of `first..end` repeat one that does.
 #[inline(always)]
 fn tile_records<'a>(step: &Step<'a>, item: &Item, start: usize, first: usize, end: usize) -> [Record<'a>; TILE_BLOCKS] {
-    let table = step.call.sequences[item.sequence].block_table;
+    let table = &step.call.block_tables[step.call.sequences[item.sequence].block_table.clone()];
     let (low, high) = (first.max(start) / BLOCK_SIZE, (end.min(start + TILE) - 1) / BLOCK_SIZE);
     let record = |b: usize| {
         let block = table[(start / BLOCK_SIZE + b).clamp(low, high)];

@@ -174,7 +174,8 @@ fn check(q: &[f32], out: &[f32], call: &FlashCall) -> Result<()> {
         }
         next = rows.end;
         let num_blocks = (sequence.query_start + rows.len()).div_ceil(BLOCK_SIZE);
-        let Some(blocks) = sequence.block_table.get(..num_blocks) else {
+        let table = call.block_tables.get(sequence.block_table.clone());
+        let Some(blocks) = table.and_then(|table| table.get(..num_blocks)) else {
             bail!("a context of {num_blocks} blocks has a table of {}", sequence.block_table.len());
         };
         if let Some(block) = blocks.iter().find(|block| **block as usize >= shape.num_blocks) {

@@ -55,12 +55,17 @@ impl Case {
         self.params.num_heads * self.dim
     }
 
+    fn call<'a>(&'a self, layer: usize, sequences: &'a [FlashSequence]) -> FlashCall<'a> {
+        FlashCall { kv: &self.kv, layer, sequences, block_tables: &self.table, params: self.params }
+    }
+
     /// Attention of some queries as a step of their own.
     fn run(&self, tokens: Range<usize>, isa: Isa, threads: usize) -> Vec<f32> {
         let q = &self.q[tokens.start * self.row()..tokens.end * self.row()];
         let mut out = vec![f32::NAN; q.len()];
-        let sequence = FlashSequence { rows: 0..tokens.len(), query_start: tokens.start, block_table: &self.table };
-        let call = FlashCall { kv: &self.kv, layer: 1, sequences: &[sequence], params: self.params };
+        let whole_table = 0..self.table.len();
+        let sequence = FlashSequence { rows: 0..tokens.len(), query_start: tokens.start, block_table: whole_table };
+        let call = self.call(1, std::slice::from_ref(&sequence));
         flash_attention(q, &mut out, call, &mut FlashScratch::new(), isa, &Threads(threads)).unwrap();
         out
     }
@@ -170,10 +175,10 @@ fn sequences_of_a_batch_do_not_meet() -> Result<()> {
     let mut q = vec![f32::NAN; 24 * row];
     let sequences = parts.clone().map(|(rows, start)| {
         q[rows.start * row..rows.end * row].copy_from_slice(&case.q[start * row..(start + rows.len()) * row]);
-        FlashSequence { rows, query_start: start, block_table: &case.table }
+        FlashSequence { rows, query_start: start, block_table: 0..case.table.len() }
     });
     let mut out = vec![7.0; 24 * row];
-    let call = FlashCall { kv: &case.kv, layer: 1, sequences: &sequences, params: case.params };
+    let call = case.call(1, &sequences);
     let mut scratch = FlashScratch::new();
     flash_attention(&q, &mut out, call, &mut scratch, Isa::detect(), &Threads(2))?;
     let (items, threads) = (scratch.items.as_ptr(), scratch.threads.as_ptr());
@@ -212,15 +217,22 @@ fn calls_that_do_not_fit_are_errors() {
     let case = Case::new(40, (3, 1, 64), None, KvType::F16);
     let error = |sequences: &[FlashSequence], layer: usize, num_heads: usize| {
         let params = FlashParams { num_heads, ..case.params };
-        let call = FlashCall { kv: &case.kv, layer, sequences, params };
+        let call = FlashCall { params, ..case.call(layer, sequences) };
         let mut out = vec![0.0; case.q.len()];
         flash_attention(&case.q, &mut out, call, &mut FlashScratch::new(), Isa::Portable, &SingleThread).is_err()
     };
-    let fits = FlashSequence { rows: 0..40, query_start: 0, block_table: &case.table };
+    let fits = FlashSequence { rows: 0..40, query_start: 0, block_table: 0..case.table.len() };
     assert!(!error(std::slice::from_ref(&fits), 1, 3));
     assert!(error(std::slice::from_ref(&fits), 2, 3), "layer");
     assert!(error(std::slice::from_ref(&fits), 1, 0), "heads");
     assert!(error(&[FlashSequence { query_start: 9, ..fits.clone() }], 1, 3), "table too short");
     assert!(error(&[fits.clone(), fits.clone()], 1, 3), "rows twice");
-    assert!(error(&[FlashSequence { block_table: &[1, 2, 999], ..fits }], 1, 3), "block");
+    assert!(error(&[FlashSequence { block_table: 0..case.table.len() + 1, ..fits }], 1, 3), "table out of range");
+    let mut case = case;
+    case.table[2] = 999;
+    let sequence = FlashSequence { rows: 0..40, query_start: 0, block_table: 0..case.table.len() };
+    let mut out = vec![0.0; case.q.len()];
+    let call = case.call(1, std::slice::from_ref(&sequence));
+    let scratch = &mut FlashScratch::new();
+    assert!(flash_attention(&case.q, &mut out, call, scratch, Isa::Portable, &SingleThread).is_err(), "block");
 }
