@@ -15,6 +15,7 @@ use super::activations::{ActivationForm, Activations};
 use super::format::{LANES, PanelFormat, with_layout};
 use super::kernels::{self, Lanes};
 use super::output::SharedMatrix;
+use super::quantize::WeightType;
 use super::repack::{self, PanelBytes};
 use crate::team::{Team, for_each_item};
 use crate::{Isa, KernelError};
@@ -40,6 +41,8 @@ pub struct PackedLinear {
     chunks: Vec<Chunk>,
     in_features: usize,
     out_features: usize,
+    num_converted: usize,
+    converted_bytes: usize,
     isa: Isa,
 }
 
@@ -60,12 +63,31 @@ struct Chunk {
     panels: Range<usize>,
 }
 
+impl Segment {
+    fn num_bytes(&self) -> usize {
+        self.panel_bytes * self.outputs.len().div_ceil(LANES)
+    }
+}
+
 impl PackedLinear {
     /// Stacks the rows of `parts`, which may have different types, for `isa`.
     ///
     /// Errors: parts of different widths, a type without a packed form.
     /// Cost: reads every part once and holds as many bytes again.
     pub fn pack(parts: &[LinearSource<'_>], isa: Isa, team: &dyn Team) -> Result<Self, KernelError> {
+        Self::pack_as(parts, WeightType::Stored, isa, team)
+    }
+
+    /// The same with those parts that are dense converted to `weight_type`.
+    ///
+    /// Errors: as [`PackedLinear::pack`].
+    /// Cost: int4 and fp4 try several scales, a few hundred instructions for each group.
+    pub fn pack_as(
+        parts: &[LinearSource<'_>],
+        weight_type: WeightType,
+        isa: Isa,
+        team: &dyn Team,
+    ) -> Result<Self, KernelError> {
         let mut segments: Vec<Segment> = Vec::new();
         let mut in_features = 0;
         for (part_idx, part) in parts.iter().enumerate() {
@@ -79,14 +101,17 @@ impl PackedLinear {
             }
             in_features = columns;
             let first = segments.last().map_or(0, |segment| segment.outputs.end);
-            let (format, panels) = repack::pack_panels(part, rows, columns, team)?;
+            let (format, panels) = repack::pack_panels(part, weight_type, rows, columns, team)?;
             let panel_bytes = format.panel_bytes(columns);
             let bias = part.bias().map(|bias| read_bias(part_idx, bias, rows)).transpose()?;
             segments.push(Segment { format, panels, panel_bytes, bias, outputs: first..first + rows });
         }
         let chunks = cut(&segments, team.num_threads());
         let out_features = segments.last().map_or(0, |segment| segment.outputs.end);
-        Ok(Self { segments, chunks, in_features, out_features, isa })
+        let converts = |part: &LinearSource<'_>| weight_type != WeightType::Stored && part.is_dense();
+        let converted = parts.iter().zip(&segments).filter(|(part, _)| converts(part)).map(|(_, s)| s.num_bytes());
+        let (num_converted, converted_bytes) = (converted.clone().count(), converted.sum());
+        Ok(Self { segments, chunks, in_features, out_features, num_converted, converted_bytes, isa })
     }
 
     /// Width of the input.
@@ -101,8 +126,17 @@ impl PackedLinear {
 
     /// Bytes that one call reads of the weights.
     pub fn weight_bytes(&self) -> usize {
-        let bytes = |segment: &Segment| segment.panel_bytes * segment.outputs.len().div_ceil(LANES);
-        self.segments.iter().map(bytes).sum()
+        self.segments.iter().map(Segment::num_bytes).sum()
+    }
+
+    /// Parts that were dense and have been converted.
+    pub fn num_converted(&self) -> usize {
+        self.num_converted
+    }
+
+    /// Bytes of these parts as converted.
+    pub fn converted_bytes(&self) -> usize {
+        self.converted_bytes
     }
 
     /// The instruction set that the layer was packed for.
@@ -184,6 +218,14 @@ impl PackedLinear {
 }
 
 impl LinearSource<'_> {
+    /// Whether its weights are f32, f16 or bf16, in a GGUF file or not.
+    pub fn is_dense(&self) -> bool {
+        match self {
+            Self::Quantized(weight, _) => PanelFormat::of(weight.dtype()).is_some_and(PanelFormat::is_dense),
+            Self::Dense(weight, _) => matches!(weight.dtype(), DType::F32 | DType::F16 | DType::BF16),
+        }
+    }
+
     fn dims(&self) -> &[usize] {
         match self {
             Self::Quantized(weight, _) => weight.shape().dims(),
