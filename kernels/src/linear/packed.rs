@@ -1,7 +1,8 @@
 //! A linear layer repacked at load: 16 output rows interleaved, so that one vector holds one weight of each.
 //!
 //! Formula: `y = x W^T + b`, with `W` block-quantized and `x` quantized to 8 bits, or both in floats. Bytes: the weights
-//! once a call for up to some rows, as stored in the file for Q4_0, Q4_1, Q8_0 and floats (`format` lists the others).
+//! once a call for up to some rows, as stored in the file for Q4_0, Q4_1, Q8_0 and floats (`format` lists the others,
+//! `quantize` what floats can be converted to).
 //! Flops: `2 num_rows in out`. Loop order: chunks of panels over all threads, then panels, then tiles of rows, then K
 //! in rising order with one accumulator an output: the order of sums knows neither the other rows nor the threads.
 #![allow(unsafe_code)]
@@ -42,7 +43,6 @@ pub struct PackedLinear {
     in_features: usize,
     out_features: usize,
     num_converted: usize,
-    converted_bytes: usize,
     isa: Isa,
 }
 
@@ -61,12 +61,6 @@ pub(crate) struct Segment {
 struct Chunk {
     segment_idx: usize,
     panels: Range<usize>,
-}
-
-impl Segment {
-    fn num_bytes(&self) -> usize {
-        self.panel_bytes * self.outputs.len().div_ceil(LANES)
-    }
 }
 
 impl PackedLinear {
@@ -109,9 +103,8 @@ impl PackedLinear {
         let chunks = cut(&segments, team.num_threads());
         let out_features = segments.last().map_or(0, |segment| segment.outputs.end);
         let converts = |part: &LinearSource<'_>| weight_type != WeightType::Stored && part.is_dense();
-        let converted = parts.iter().zip(&segments).filter(|(part, _)| converts(part)).map(|(_, s)| s.num_bytes());
-        let (num_converted, converted_bytes) = (converted.clone().count(), converted.sum());
-        Ok(Self { segments, chunks, in_features, out_features, num_converted, converted_bytes, isa })
+        let num_converted = parts.iter().filter(|part| converts(part)).count();
+        Ok(Self { segments, chunks, in_features, out_features, num_converted, isa })
     }
 
     /// Width of the input.
@@ -126,17 +119,13 @@ impl PackedLinear {
 
     /// Bytes that one call reads of the weights.
     pub fn weight_bytes(&self) -> usize {
-        self.segments.iter().map(Segment::num_bytes).sum()
+        let bytes = |segment: &Segment| segment.panel_bytes * segment.outputs.len().div_ceil(LANES);
+        self.segments.iter().map(bytes).sum()
     }
 
     /// Parts that were dense and have been converted.
     pub fn num_converted(&self) -> usize {
         self.num_converted
-    }
-
-    /// Bytes of these parts as converted.
-    pub fn converted_bytes(&self) -> usize {
-        self.converted_bytes
     }
 
     /// The instruction set that the layer was packed for.
