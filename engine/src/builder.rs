@@ -186,6 +186,7 @@ impl EngineBuilder {
         let mut checkpoint = loader::load(&self.model, &self.load)?;
         if self.dequantize {
             checkpoint.weights.dequantize()?;
+            checkpoint.weight_bytes = checkpoint.weights.num_bytes();
         }
         let dtype = self.load.compute_dtype()?;
         let plan = self.optimizations.plan();
@@ -252,17 +253,27 @@ impl EngineBuilder {
             compute: compute.clone(),
         };
         let components = Components::build(&plan, &context)?;
-        let linear = plan.linear;
-        let model = ModelContext { config, max_model_len, dtype, device, linear, compute: compute.clone() };
-        let own = components::model_optimizations(&plan, &compute);
-        let runner: Box<dyn ModelRunner> = match components.kv {
+        let (linear, (weight_type, weight_switch)) = (plan.linear, components::weight_type(&plan));
+        let model =
+            ModelContext { config, max_model_len, dtype, device, linear, weight_type, compute: compute.clone() };
+        let (runner, packed): (Box<dyn ModelRunner>, _) = match components.kv {
             KvParts::Attention(attention) => {
-                Box::new(DecoderRunner::new(model.decoder(&mut checkpoint.weights)?, attention, own))
+                let (model, packed) = model.decoder(&mut checkpoint.weights)?;
+                let own = components::model_optimizations(&plan, &compute, &packed);
+                (Box::new(DecoderRunner::new(model, attention, own)), packed)
             }
             KvParts::Blocks(blocks) => {
+                let (model, packed) = model.fused_decoder(&mut checkpoint.weights)?;
+                let own = components::model_optimizations(&plan, &compute, &packed);
                 let all = components::kv_optimizations(&plan).into_iter().chain(own).collect();
-                Box::new(FusedRunner::new(model.fused_decoder(&mut checkpoint.weights)?, blocks, all))
+                (Box::new(FusedRunner::new(model, blocks, all)), packed)
             }
+        };
+        let weight_format = match weight_switch {
+            Some(switch) if packed.num_converted > 0 => {
+                format!("{}, {}", checkpoint.weight_format, switch.name())
+            }
+            _ => checkpoint.weight_format,
         };
         let tokenizer = match checkpoint.tokenizer {
             TokenizerSource::None => None,
@@ -272,9 +283,9 @@ impl EngineBuilder {
         Ok(Engine::from_parts(EngineParts {
             info: ModelInfo {
                 name: checkpoint.name,
-                weight_format: checkpoint.weight_format,
+                weight_format,
                 num_parameters: checkpoint.num_parameters,
-                weight_bytes: checkpoint.weight_bytes,
+                weight_bytes: (checkpoint.weight_bytes + packed.packed_bytes).saturating_sub(packed.released_bytes),
                 vocab_size: config.vocab_size,
                 max_model_len,
                 eos_token_ids: config.eos_token_ids.clone(),

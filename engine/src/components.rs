@@ -5,17 +5,18 @@ use std::sync::Arc;
 use aisp_kernels::Isa;
 use aisp_kernels::attention::KV_TILE;
 use aisp_kernels::kv::{KvBuffer, KvShape, KvType};
+use aisp_kernels::linear::WeightType;
 use aisp_kernels::team::{PinnedPool, RayonTeam, Team};
 use candle_core::{DType, Device};
 
 use crate::compute::Compute;
 use crate::error::EngineError;
 use crate::kv_cache::{BLOCK_SIZE, ContiguousManager, KvCacheManager, PagedManager};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, PackedWeights};
 use crate::optimizations::Optimization;
 use crate::plan::{
     AttentionKind, KvLayout, KvTypeKind, LinearKind, Plan, PointwiseKind, PrefillKind, PrefixReuse, SamplerKind,
-    SchedulerKind, TeamKind,
+    SchedulerKind, TeamKind, WeightKind,
 };
 use crate::prefix_cache::{BlockChain, NoPrefixCache, PrefixCache};
 use crate::runner::{
@@ -120,8 +121,19 @@ pub(crate) fn kv_optimizations(plan: &Plan) -> Vec<Optimization> {
     [Optimization::PagedKv, Optimization::FlashAttention].into_iter().chain(kv_type).collect()
 }
 
-/// The optimizations that the model's own ops stand for.
-pub(crate) fn model_optimizations(plan: &Plan, compute: &Compute) -> Vec<Optimization> {
+/// What dense weights are packed as, and the optimization that this stands for.
+pub(crate) fn weight_type(plan: &Plan) -> (WeightType, Option<Optimization>) {
+    match plan.weights {
+        WeightKind::Checkpoint => (WeightType::Stored, None),
+        WeightKind::Int8 => (WeightType::Int8, Some(Optimization::WeightsInt8)),
+        WeightKind::Int4 => (WeightType::Int4, Some(Optimization::WeightsInt4)),
+        WeightKind::Fp8 => (WeightType::Fp8, Some(Optimization::WeightsFp8)),
+        WeightKind::Fp4 => (WeightType::Fp4, Some(Optimization::WeightsFp4)),
+    }
+}
+
+/// The optimizations that the ops of a model stand for, whose weights became this.
+pub(crate) fn model_optimizations(plan: &Plan, compute: &Compute, packed: &PackedWeights) -> Vec<Optimization> {
     let several_threads = compute.team.num_threads() > 1;
     [
         (plan.linear == LinearKind::Packed, Optimization::FastLinear),
@@ -130,6 +142,7 @@ pub(crate) fn model_optimizations(plan: &Plan, compute: &Compute) -> Vec<Optimiz
     ]
     .into_iter()
     .filter_map(|(runs, optimization)| runs.then_some(optimization))
+    .chain(weight_type(plan).1.filter(|_| packed.num_converted > 0))
     .collect()
 }
 

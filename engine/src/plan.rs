@@ -17,6 +17,8 @@ pub struct Plan {
     pub attention: AttentionKind,
     /// How projections are computed.
     pub linear: LinearKind,
+    /// What dense weights are held as.
+    pub weights: WeightKind,
     /// How the small ops between them are computed.
     pub pointwise: PointwiseKind,
     /// Which threads compute.
@@ -35,6 +37,7 @@ impl Plan {
         kv_type: KvTypeKind::Model,
         attention: AttentionKind::Materialised,
         linear: LinearKind::Candle,
+        weights: WeightKind::Checkpoint,
         pointwise: PointwiseKind::Composed,
         team: TeamKind::Rayon,
         sampler: SamplerKind::Sort,
@@ -106,6 +109,21 @@ pub enum LinearKind {
     Candle,
     /// Own kernels over weights packed at load.
     Packed,
+}
+
+/// Choices of the weight type slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WeightKind {
+    /// As in the checkpoint.
+    Checkpoint,
+    /// 8-bit integers with a scale for each 32.
+    Int8,
+    /// 4-bit integers with a scale and a minimum for each 128.
+    Int4,
+    /// 8-bit floats with a scale for each row.
+    Fp8,
+    /// 4-bit floats with a scale for each 16.
+    Fp4,
 }
 
 /// Choices of the pointwise slot.

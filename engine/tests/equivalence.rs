@@ -202,8 +202,10 @@ fn no_schedule_changes_a_bit() {
 #[test]
 fn no_schedule_changes_a_bit_of_fast_kernels() {
     check_random_schedules(Workload::new("", 12, 20), &fast_kernels(), 60);
-    let lossy = Selection::closed([Optimization::FusedOps, Optimization::KvFp4]);
-    check_random_schedules(Workload::new("dummy:tiny", 12, 20), &lossy, 60);
+    for weights in [Optimization::WeightsFp4, Optimization::WeightsFp8, Optimization::WeightsInt4] {
+        let lossy = Selection::closed([Optimization::FusedOps, Optimization::KvFp4, weights]);
+        check_random_schedules(Workload::new("dummy:tiny", 12, 20), &lossy, 20);
+    }
 }
 
 #[test]

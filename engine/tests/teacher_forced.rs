@@ -146,6 +146,54 @@ fn a_wrong_block_is_beyond_every_bound() {
     }
 }
 
+/// The bounds tell types apart: what one of 4 bits loses is beyond what its sibling of 8 bits may lose.
+#[test]
+fn fewer_bits_are_beyond_the_bounds_of_more() {
+    let run = Run { model: PLAIN, exact_weights: false, fault: Fault::None };
+    let exact = run.forced(&Selection::none());
+    for (coarse, fine) in
+        [(Optimization::WeightsInt4, Optimization::WeightsInt8), (Optimization::WeightsFp4, Optimization::WeightsFp8)]
+    {
+        let measured = distance(&exact, &run.forced(&coarse.with_requirements()));
+        assert!(!measured.within(fine.spec().bound.unwrap()), "{}: {measured:?}", coarse.name());
+    }
+}
+
+/// Converted weights take less memory; quantized ones are left alone, and that is said.
+#[test]
+fn only_dense_weights_are_converted() {
+    let info = |model: &str, dequantize: bool, selection: &Selection| {
+        let builder = Engine::builder().model(model.parse().unwrap()).optimizations(selection.clone());
+        builder.dequantize(dequantize).num_kv_slots(Some(1024)).max_model_len(Some(160)).build().unwrap()
+    };
+    for (switch, bits) in [
+        (Optimization::WeightsInt8, 8.5),
+        (Optimization::WeightsInt4, 5.0),
+        (Optimization::WeightsFp8, 8.0),
+        (Optimization::WeightsFp4, 5.0),
+    ] {
+        for selection in [switch.with_requirements(), Selection::closed([switch, Optimization::FusedOps])] {
+            for (model, dequantize) in [("dummy:tiny", false), ("", true)] {
+                let plain = info(model, dequantize, &selection.without(switch)).model_info().clone();
+                let engine = info(model, dequantize, &selection);
+                let converted = engine.model_info();
+                let saved = plain.weight_bytes as f64 / converted.weight_bytes as f64;
+                // The embedding, and norms, stay as they are.
+                assert!(saved > 1.5 && saved < 32.0 / bits, "{} on `{model}`: {saved}", switch.name());
+                assert!(converted.weight_format.ends_with(switch.name()), "{}", converted.weight_format);
+            }
+            let mut engine = info("", false, &selection);
+            assert!(!engine.model_info().weight_format.contains(switch.name()));
+            engine.add_request(Request::new(vec![1], SamplingParams::greedy(2))).unwrap();
+            while engine.has_unfinished() {
+                engine.step().unwrap();
+            }
+            let status = engine.optimizations().into_iter().find(|status| status.name == switch.name()).unwrap();
+            assert!(status.requested && !status.engaged, "{} has nothing to convert", switch.name());
+        }
+    }
+}
+
 #[test]
 fn classes_and_bounds_agree() {
     for spec in Optimization::ALL.map(Optimization::spec) {

@@ -1,6 +1,7 @@
 //! Packed layers against candle's, on the shapes of SmolLM2-135M: all 30 layers, so that no cache holds the weights.
 //!
 //! Run: `cargo bench -p aisp-kernels --bench linear -- q4_1 [threads] [rounds] [rows]`; `AISP_ISA` lowers the level.
+//! `int8`, `int4`, `fp8` and `fp4` are converted from f32, with which candle's arm computes.
 //! Floors predicted: one row reads every weight once, so `bytes / read roof` (Q4_1: 66 MB, 2.1 ms at 31 GB/s). 512 rows
 //! take `MACs / integer peak`, where 8 of about 12 instructions a block are products: 54 GMAC at 0.67 * 468 GMAC/s are
 //! 174 ms. The read roof is measured in the same round and arms alternate.
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use aisp_kernels::linear::{Activations, LinearSource, PackedLinear};
+use aisp_kernels::linear::{Activations, LinearSource, PackedLinear, WeightType};
 use aisp_kernels::team::{PinnedPool, RayonTeam, SingleThread, Team, for_each_item};
 use aisp_kernels::{Isa, KernelError};
 use candle_core::quantized::{GgmlDType, QMatMul, QStorage, QTensor};
@@ -27,16 +28,20 @@ const ROOF_PIECE: usize = 1 << 20;
 
 fn main() -> Result<(), KernelError> {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
-    let dtype = dtype_of(args.first().map_or("q4_1", String::as_str));
+    let name = args.first().map_or("q4_1", String::as_str);
+    let (dtype, weight_type) = (dtype_of(name), weight_type_of(name));
     let number = |idx: usize, default| args.get(idx).and_then(|arg| arg.parse().ok()).unwrap_or(default);
     let (num_threads, num_rounds) = (number(1, 2), number(2, 15));
     let isa = Isa::from_env()?;
     let pool = PinnedPool::new(num_threads)?;
-    let model = Model::new(dtype, isa, &pool)?;
+    let model = Model::new(dtype, weight_type, isa, &pool)?;
     let roof_data = vec![1u64; ROOF_BYTES / 8];
     let weight_bytes: usize = model.packed.iter().map(PackedLinear::weight_bytes).sum();
     let macs = NUM_LAYERS * SHAPES.iter().map(|(i, o)| i * o).sum::<usize>();
-    println!("{dtype:?} {isa}, {num_threads} threads, {} MB, {num_rounds} rounds", weight_bytes / 1_000_000);
+    println!(
+        "{dtype:?} {weight_type:?} {isa}, {num_threads} threads, {} MB, {num_rounds} rounds",
+        weight_bytes / 1_000_000
+    );
     let single: &dyn Team = if num_threads == 1 { &SingleThread } else { &RayonTeam };
     let only = number(3, 0);
     for num_rows in [1, 2, 4, 8, 32, 512].into_iter().filter(|&num_rows| only == 0 || only == num_rows) {
@@ -108,8 +113,18 @@ fn dtype_of(name: &str) -> GgmlDType {
         "q8_0" => GgmlDType::Q8_0,
         "f16" => GgmlDType::F16,
         "bf16" => GgmlDType::BF16,
-        "f32" => GgmlDType::F32,
+        "f32" | "int8" | "int4" | "fp8" | "fp4" => GgmlDType::F32,
         _ => GgmlDType::Q4_1,
+    }
+}
+
+fn weight_type_of(name: &str) -> WeightType {
+    match name {
+        "int8" => WeightType::Int8,
+        "int4" => WeightType::Int4,
+        "fp8" => WeightType::Fp8,
+        "fp4" => WeightType::Fp4,
+        _ => WeightType::Stored,
     }
 }
 
@@ -120,7 +135,7 @@ struct Model {
 }
 
 impl Model {
-    fn new(dtype: GgmlDType, isa: Isa, team: &dyn Team) -> Result<Self, KernelError> {
+    fn new(dtype: GgmlDType, weight_type: WeightType, isa: Isa, team: &dyn Team) -> Result<Self, KernelError> {
         let mut model = Self { packed: Vec::new(), plain: Vec::new() };
         for (in_features, out_features) in SHAPES {
             let weight = Tensor::randn(0f32, 1.0, (out_features, in_features), &Device::Cpu)?;
@@ -129,7 +144,8 @@ impl Model {
             for _ in 0..NUM_LAYERS {
                 let storage = QStorage::from_data(data.clone().into_owned().into(), &Device::Cpu, dtype)?;
                 let copy = QTensor::new(storage, (out_features, in_features))?;
-                model.packed.push(PackedLinear::pack(&[LinearSource::Quantized(&copy, None)], isa, team)?);
+                let source = [LinearSource::Quantized(&copy, None)];
+                model.packed.push(PackedLinear::pack_as(&source, weight_type, isa, team)?);
                 model.plain.push(QMatMul::from_arc(Arc::new(copy))?);
             }
         }

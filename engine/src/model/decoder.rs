@@ -58,19 +58,19 @@ impl Decoder {
     /// Assembles the decoder and takes its tensors.
     ///
     /// Errors: a tensor that is missing or does not fit the config.
-    pub(super) fn new(context: &ModelContext<'_>, mut take: Take<'_>) -> std::result::Result<Self, EngineError> {
+    pub(super) fn new(context: &ModelContext<'_>, take: &mut Take<'_>) -> std::result::Result<Self, EngineError> {
         let ModelContext { config, max_model_len, dtype, device, .. } = *context;
         let embed_name = "model.embed_tokens.weight";
         let table = take.weight(embed_name, &[config.vocab_size, config.hidden_size])?;
         let lm_head = match config.tie_word_embeddings {
-            true => take.to_linear(Projection { weight: table.clone(), bias: None })?,
+            true => take.linear_of(Projection { weight: table.clone(), bias: None, tied: true })?,
             false => take.linear("lm_head", config.hidden_size, config.vocab_size, false)?,
         };
         let embedding = match table {
             Weight::Dense(table) => Embedding::Dense(table),
             Weight::Quantized(table) => Embedding::Quantized(table),
         };
-        let layers = (0..config.num_layers).map(|layer| Layer::new(config, layer, &mut take));
+        let layers = (0..config.num_layers).map(|layer| Layer::new(config, layer, take));
         Ok(Self {
             embedding,
             layers: layers.collect::<std::result::Result<_, _>>()?,

@@ -100,16 +100,16 @@ impl FusedDecoder {
     /// Errors: a tensor that is missing, does not fit the config or cannot be packed.
     pub(super) fn new(
         config: &ModelConfig,
-        mut take: Take<'_>,
+        take: &mut Take<'_>,
         max_model_len: usize,
     ) -> std::result::Result<Self, EngineError> {
         let table = take.weight("model.embed_tokens.weight", &[config.vocab_size, config.hidden_size])?;
         let embedding = row_table(&table)?;
         let head = match config.tie_word_embeddings {
-            true => Projection { weight: table, bias: None },
+            true => Projection { weight: table, bias: None, tied: true },
             false => take.projection("lm_head", config.hidden_size, config.vocab_size, false)?,
         };
-        let layers = (0..config.num_layers).map(|layer| Layer::new(config, layer, &mut take));
+        let layers = (0..config.num_layers).map(|layer| Layer::new(config, layer, take));
         Ok(Self {
             layers: layers.collect::<std::result::Result<_, _>>()?,
             norm: take.values("model.norm.weight", config.hidden_size)?,

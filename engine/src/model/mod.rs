@@ -10,8 +10,10 @@ mod weights;
 pub use config::{Architecture, ModelConfig, RopeScaling, RopeStyle};
 pub use decoder::Decoder;
 pub use fused::FusedDecoder;
+pub use take::PackedWeights;
 pub use weights::{Weight, Weights};
 
+use aisp_kernels::linear::WeightType;
 use candle_core::{DType, Device};
 
 use crate::compute::Compute;
@@ -31,26 +33,37 @@ pub struct ModelContext<'a> {
     pub device: &'a Device,
     /// How projections are computed.
     pub linear: LinearKind,
+    /// What packed projections hold dense weights as.
+    pub weight_type: WeightType,
     /// What CPU kernels run with.
     pub compute: Compute,
 }
 
 impl ModelContext<'_> {
-    /// The decoder in candle ops.
+    /// The decoder in candle ops, and what became of the weights that were packed for it.
     ///
     /// Errors: a tensor that is missing or does not fit the config.
-    pub fn decoder(&self, weights: &mut Weights) -> Result<Decoder, EngineError> {
-        Decoder::new(self, self.take(weights))
+    pub fn decoder(&self, weights: &mut Weights) -> Result<(Decoder, PackedWeights), EngineError> {
+        let mut take = self.take(weights);
+        Ok((Decoder::new(self, &mut take)?, take.packed))
     }
 
-    /// The decoder on slices.
+    /// The decoder on slices, and what became of the weights that were packed for it.
     ///
     /// Errors: a tensor that is missing, does not fit the config or cannot be packed.
-    pub fn fused_decoder(&self, weights: &mut Weights) -> Result<FusedDecoder, EngineError> {
-        FusedDecoder::new(self.config, self.take(weights), self.max_model_len)
+    pub fn fused_decoder(&self, weights: &mut Weights) -> Result<(FusedDecoder, PackedWeights), EngineError> {
+        let mut take = self.take(weights);
+        Ok((FusedDecoder::new(self.config, &mut take, self.max_model_len)?, take.packed))
     }
 
     fn take<'b>(&'b self, weights: &'b mut Weights) -> take::Take<'b> {
-        take::Take { weights, dtype: self.dtype, kind: self.linear, compute: &self.compute }
+        take::Take {
+            weights,
+            dtype: self.dtype,
+            kind: self.linear,
+            weight_type: self.weight_type,
+            compute: &self.compute,
+            packed: PackedWeights::default(),
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Takes tensors out of a checkpoint and checks their shapes.
 
-use aisp_kernels::linear::{Linear, LinearSource, PackedLinear};
+use aisp_kernels::linear::{Linear, LinearSource, PackedLinear, WeightType};
 use candle_core::{DType, Result, Tensor};
 
 use super::weights::{Weight, Weights};
@@ -13,13 +13,28 @@ pub(super) struct Take<'a> {
     pub weights: &'a mut Weights,
     pub dtype: DType,
     pub kind: LinearKind,
+    pub weight_type: WeightType,
     pub compute: &'a Compute,
+    pub packed: PackedWeights,
+}
+
+/// What became of the projections that were packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PackedWeights {
+    /// Dense ones that were converted to another type.
+    pub num_converted: usize,
+    /// Bytes of the checkpoint that are no longer held; a tied head's are still there as the embedding.
+    pub released_bytes: u64,
+    /// Bytes that all of them take.
+    pub packed_bytes: u64,
 }
 
 /// A projection as the checkpoint has it.
 pub(super) struct Projection {
     pub weight: Weight,
     pub bias: Option<Tensor>,
+    /// The weight is the embedding too.
+    pub tied: bool,
 }
 
 impl Projection {
@@ -62,7 +77,7 @@ impl Take<'_> {
     ) -> std::result::Result<Projection, EngineError> {
         let weight = self.weight(&format!("{name}.weight"), &[outputs, inputs])?;
         let bias = if bias { Some(self.vector(&format!("{name}.bias"), outputs)?) } else { None };
-        Ok(Projection { weight, bias })
+        Ok(Projection { weight, bias, tied: false })
     }
 
     pub fn linear(
@@ -73,10 +88,10 @@ impl Take<'_> {
         bias: bool,
     ) -> std::result::Result<Linear, EngineError> {
         let projection = self.projection(name, inputs, outputs, bias)?;
-        Ok(self.to_linear(projection)?)
+        Ok(self.linear_of(projection)?)
     }
 
-    pub fn to_linear(&self, projection: Projection) -> Result<Linear> {
+    pub fn linear_of(&mut self, projection: Projection) -> Result<Linear> {
         if self.kind == LinearKind::Packed {
             return Ok(Linear::packed(self.pack(&[projection])?, self.compute.team.clone()));
         }
@@ -87,9 +102,15 @@ impl Take<'_> {
     }
 
     /// Stacks projections of one input.
-    pub fn pack(&self, parts: &[Projection]) -> Result<PackedLinear> {
+    pub fn pack(&mut self, parts: &[Projection]) -> Result<PackedLinear> {
         let sources: Vec<LinearSource<'_>> = parts.iter().map(Projection::source).collect();
         let Compute { isa, team } = self.compute;
-        PackedLinear::pack(&sources, *isa, team.as_ref()).map_err(candle_core::Error::wrap)
+        let packed = PackedLinear::pack_as(&sources, self.weight_type, *isa, team.as_ref());
+        let packed = packed.map_err(candle_core::Error::wrap)?;
+        let released = parts.iter().filter(|part| !part.tied).map(|part| part.weight.num_bytes());
+        self.packed.released_bytes += released.sum::<u64>();
+        self.packed.packed_bytes += packed.weight_bytes() as u64;
+        self.packed.num_converted += packed.num_converted();
+        Ok(packed)
     }
 }

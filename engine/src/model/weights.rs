@@ -23,6 +23,14 @@ impl Weight {
             Self::Quantized(tensor) => tensor.shape(),
         }
     }
+
+    /// Bytes in memory.
+    pub fn num_bytes(&self) -> u64 {
+        match self {
+            Self::Dense(tensor) => (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64,
+            Self::Quantized(tensor) => tensor.storage_size_in_bytes() as u64,
+        }
+    }
 }
 
 /// Tensors by their Hugging Face names (`model.layers.0.self_attn.q_proj.weight`, `model.embed_tokens.weight`,
@@ -53,6 +61,11 @@ impl Weights {
             }
         }
         Ok(())
+    }
+
+    /// Bytes in memory of all tensors not taken yet.
+    pub fn num_bytes(&self) -> u64 {
+        self.tensors.values().map(Weight::num_bytes).sum()
     }
 
     /// Whether the tensor is there.

@@ -8,7 +8,7 @@ pub use spec::{Devices, Exactness, LogitBound, Saving, Slot, Spec};
 
 use crate::plan::{
     AttentionKind, KvLayout, KvTypeKind, LinearKind, Plan, PointwiseKind, PrefillKind, PrefixReuse, SamplerKind,
-    SchedulerKind, TeamKind,
+    SchedulerKind, TeamKind, WeightKind,
 };
 
 /// A switch. Declaration order is application order.
@@ -32,6 +32,14 @@ pub enum Optimization {
     FlashAttention,
     /// Projections by own kernels over packed weights.
     FastLinear,
+    /// Dense weights of projections in 8-bit integers.
+    WeightsInt8,
+    /// Dense weights of projections in 4-bit integers.
+    WeightsInt4,
+    /// Dense weights of projections in 8-bit floats.
+    WeightsFp8,
+    /// Dense weights of projections in 4-bit floats.
+    WeightsFp4,
     /// Small ops fused, in a workspace.
     FusedOps,
     /// A pool of threads of our own.
@@ -42,7 +50,7 @@ pub enum Optimization {
 
 impl Optimization {
     /// Every optimization, in application order.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::ContinuousBatching,
         Self::ChunkedPrefill,
         Self::PagedKv,
@@ -52,6 +60,10 @@ impl Optimization {
         Self::KvFp4,
         Self::FlashAttention,
         Self::FastLinear,
+        Self::WeightsInt8,
+        Self::WeightsInt4,
+        Self::WeightsFp8,
+        Self::WeightsFp4,
         Self::FusedOps,
         Self::PinnedPool,
         Self::FastSampler,
@@ -204,6 +216,38 @@ impl Optimization {
                 counts: "tokens through packed weights",
                 source: "own; interleaved rows after llama.cpp",
             },
+            Self::WeightsInt8 => Spec {
+                name: "weights-int8",
+                summary: "dense weights of projections in 8-bit integers, a scale for each 32",
+                conflicts: &[Self::WeightsInt4, Self::WeightsFp8, Self::WeightsFp4],
+                bound: Some(LogitBound { mean_kl: 1.5e-3, high_kl: 0.015, same_top: 0.955, perplexity: 6e-3 }),
+                source: "GGML Q8_0",
+                ..Spec::WEIGHTS
+            },
+            Self::WeightsInt4 => Spec {
+                name: "weights-int4",
+                summary: "dense weights of projections in 4-bit integers, a scale and a minimum for each 128",
+                conflicts: &[Self::WeightsInt8, Self::WeightsFp8, Self::WeightsFp4],
+                bound: Some(LogitBound { mean_kl: 0.18, high_kl: 2.0, same_top: 0.72, perplexity: 0.08 }),
+                source: "round to nearest of GPTQ, arXiv 2210.17323; least-squares scales after GGML's K-quants",
+                ..Spec::WEIGHTS
+            },
+            Self::WeightsFp8 => Spec {
+                name: "weights-fp8",
+                summary: "dense weights of projections in 8-bit floats (e4m3), a scale for each output row",
+                conflicts: &[Self::WeightsInt8, Self::WeightsInt4, Self::WeightsFp4],
+                bound: Some(LogitBound { mean_kl: 0.012, high_kl: 0.06, same_top: 0.92, perplexity: 0.015 }),
+                source: "FP8 formats, arXiv 2209.05433",
+                ..Spec::WEIGHTS
+            },
+            Self::WeightsFp4 => Spec {
+                name: "weights-fp4",
+                summary: "dense weights of projections in 4-bit floats (e2m1), a scale for each 16",
+                conflicts: &[Self::WeightsInt8, Self::WeightsInt4, Self::WeightsFp8],
+                bound: Some(LogitBound { mean_kl: 0.12, high_kl: 0.7, same_top: 0.77, perplexity: 0.05 }),
+                source: "NVFP4, arXiv 2509.25149, with f16 scales",
+                ..Spec::WEIGHTS
+            },
             Self::FusedOps => Spec {
                 name: "fused-ops",
                 summary: "packed QKV and gate-up, residual with norm, rope with KV store, in one workspace",
@@ -282,6 +326,10 @@ impl Optimization {
             Self::KvFp4 => plan.kv_type = KvTypeKind::Fp4,
             Self::FlashAttention => plan.attention = AttentionKind::Flash,
             Self::FastLinear => plan.linear = LinearKind::Packed,
+            Self::WeightsInt8 => plan.weights = WeightKind::Int8,
+            Self::WeightsInt4 => plan.weights = WeightKind::Int4,
+            Self::WeightsFp8 => plan.weights = WeightKind::Fp8,
+            Self::WeightsFp4 => plan.weights = WeightKind::Fp4,
             Self::FusedOps => plan.pointwise = PointwiseKind::Fused,
             Self::PinnedPool => plan.team = TeamKind::Pinned,
             Self::FastSampler => plan.sampler = SamplerKind::Candidates,

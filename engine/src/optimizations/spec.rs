@@ -37,6 +37,27 @@ pub struct Spec {
     pub source: &'static str,
 }
 
+impl Spec {
+    /// What the switches of the weight type slot have in common. None is in `all`: on a quantized checkpoint, such as
+    /// the built-in one, they have nothing to convert.
+    pub(super) const WEIGHTS: Self = Self {
+        name: "",
+        summary: "",
+        slot: Slot::WeightType,
+        baseline: "as in the checkpoint",
+        saves: &[Saving::Memory, Saving::Time],
+        exactness: Exactness::Lossy,
+        bound: None,
+        requires: &[Optimization::FastLinear],
+        conflicts: &[],
+        devices: Devices::Cpu,
+        in_all: false,
+        engages_when: "a token is computed and a projection of the checkpoint is dense",
+        counts: "tokens through converted weights",
+        source: "",
+    };
+}
+
 /// A part of the engine with more than one implementation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Slot {
@@ -54,6 +75,8 @@ pub enum Slot {
     Attention,
     /// How projections are computed.
     Linear,
+    /// What projections hold their weights as.
+    WeightType,
     /// How the small ops between them are computed.
     Pointwise,
     /// Which threads compute.
@@ -72,6 +95,7 @@ impl fmt::Display for Slot {
             Self::KvType => "KV type",
             Self::Attention => "attention",
             Self::Linear => "linear",
+            Self::WeightType => "weight type",
             Self::Pointwise => "pointwise",
             Self::Threads => "CPU threads",
             Self::Sampler => "sampler",

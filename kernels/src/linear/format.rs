@@ -3,7 +3,8 @@
 //! Block forms: a panel is a row of cells, one for each 32 input features, in rising order; a cell is
 //! `quants | scales | mins`. Quants stand in groups of four features: byte `64 g + 4 lane + j` is feature `4 g + j` of
 //! output row `lane`; with nibbles the low half is feature `4 g + j`, the high one `16 + 4 g + j`. A scale or min
-//! vector has one f16 or f32 for each lane. Dense forms: 16 values, one a lane, for each input feature.
+//! vector has one f16 or f32 for each lane. Dense forms: 16 values, one a lane, for each input feature; e4m3 ends with
+//! 16 f32 scales.
 
 use candle_core::quantized::GgmlDType;
 
@@ -11,6 +12,21 @@ use candle_core::quantized::GgmlDType;
 pub(crate) const LANES: usize = 16;
 /// Input features that share a scale, in weights and in activations.
 pub(crate) const BLOCK: usize = 32;
+
+/// The scales at the end of a panel of e4m3.
+pub(crate) const E4M3_SCALE_BYTES: usize = LANES * 4;
+/// Twice the values of the e2m1 codes.
+pub(crate) const E2M1_TIMES_2: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+/// The same as unsigned quants around [`E2m1::ZERO`](BlockLayout::ZERO).
+pub(crate) const E2M1_QUANTS: [u8; 16] = {
+    let mut quants = [0; 16];
+    let mut code = 0;
+    while code < 16 {
+        quants[code] = (E2M1_TIMES_2[code] + 16) as u8;
+        code += 1;
+    }
+    quants
+};
 
 /// What a kernel over block-quantized weights must know at compile time.
 ///
@@ -24,7 +40,9 @@ pub(crate) trait BlockLayout {
     const HALVES: bool;
     /// There are mins.
     const MINS: bool;
-    /// The quant that means zero: 0, 8 or 128.
+    /// The stored nibbles are codes of [`E2M1_QUANTS`].
+    const CODES: bool;
+    /// The quant that means zero: 0, 8, 16 or 128.
     const ZERO: i32;
 
     /// Bytes of the quants of a cell.
@@ -37,34 +55,37 @@ pub(crate) trait BlockLayout {
 }
 
 macro_rules! block_layouts {
-    ($($(#[$doc:meta])* $name:ident: $nibbles:literal $wide:literal $halves:literal $mins:literal $zero:literal;)*) => {
+    ($($(#[$doc:meta])* $name:ident: $nibbles:literal $wide:literal $halves:literal $mins:literal $codes:literal $zero:literal;)*) => {
         $($(#[$doc])* #[derive(Debug, Clone, Copy)] pub(crate) struct $name;
         impl BlockLayout for $name {
             const NIBBLES: bool = $nibbles;
             const WIDE: bool = $wide;
             const HALVES: bool = $halves;
             const MINS: bool = $mins;
+            const CODES: bool = $codes;
             const ZERO: i32 = $zero;
         })*
     };
 }
 
 block_layouts! {
-    // nibbles, wide, halves, mins, zero
+    // nibbles, wide, halves, mins, codes, zero
     /// Q4_0: 4.5 bits a weight.
-    Nibbles: true false false false 8;
+    Nibbles: true false false false false 8;
     /// Q4_1: 5 bits.
-    NibblesMin: true false false true 0;
+    NibblesMin: true false false true false 0;
     /// Q8_0 and Q5_0: 8.5 bits.
-    Bytes: false false false false 128;
+    Bytes: false false false false false 128;
     /// Q5_1: 9 bits.
-    BytesMin: false false false true 0;
+    BytesMin: false false false true false 0;
     /// Q4_K: 6 bits, since the two-level scales are multiplied out.
-    NibblesWideMin: true true false true 0;
+    NibblesWideMin: true true false true false 0;
     /// Q5_K: 10 bits.
-    BytesWideMin: false true false true 0;
+    BytesWideMin: false true false true false 0;
     /// Q6_K: 10 bits.
-    BytesWideHalves: false true true false 128;
+    BytesWideHalves: false true true false false 128;
+    /// fp4: 5 bits.
+    E2m1: true false true false true 16;
 }
 
 /// A packed form, chosen from the element type of the source.
@@ -77,6 +98,8 @@ pub(crate) enum PanelFormat {
     NibblesWideMin,
     BytesWideMin,
     BytesWideHalves,
+    E2m1,
+    E4m3,
     F32,
     F16,
     Bf16,
@@ -114,7 +137,11 @@ macro_rules! with_layout {
                 type $layout = $crate::linear::format::BytesWideHalves;
                 $body
             }
-            PanelFormat::F32 | PanelFormat::F16 | PanelFormat::Bf16 => $dense,
+            PanelFormat::E2m1 => {
+                type $layout = $crate::linear::format::E2m1;
+                $body
+            }
+            PanelFormat::E4m3 | PanelFormat::F32 | PanelFormat::F16 | PanelFormat::Bf16 => $dense,
         }
     };
 }
@@ -140,13 +167,16 @@ impl PanelFormat {
 
     /// Whether weights are floats, multiplied with activations in f32.
     pub(crate) fn is_dense(self) -> bool {
-        matches!(self, Self::F32 | Self::F16 | Self::Bf16)
+        matches!(self, Self::E4m3 | Self::F32 | Self::F16 | Self::Bf16)
     }
 
     /// Bytes of a panel of [`LANES`] rows.
     pub(crate) fn panel_bytes(self, in_features: usize) -> usize {
-        let element = if self == Self::F32 { 4 } else { 2 };
-        with_layout!(self, L => in_features.div_ceil(BLOCK) * L::CELL_BYTES, dense => in_features * LANES * element)
+        with_layout!(self, L => in_features.div_ceil(BLOCK) * L::CELL_BYTES, dense => match self {
+            Self::F32 => in_features * LANES * 4,
+            Self::E4m3 => in_features * LANES + E4M3_SCALE_BYTES,
+            _ => in_features * LANES * 2,
+        })
     }
 }
 

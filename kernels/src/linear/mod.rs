@@ -8,6 +8,9 @@ mod output;
 mod packed;
 #[cfg(test)]
 mod packed_tests;
+mod quantize;
+#[cfg(test)]
+mod quantize_tests;
 mod repack;
 mod tensor_op;
 
@@ -18,6 +21,7 @@ use candle_core::{D, Module, Result, Tensor};
 
 pub use self::activations::{ActivationForm, Activations};
 pub use self::packed::{LinearSource, PackedLinear};
+pub use self::quantize::WeightType;
 use crate::{Cost, matmul};
 
 /// Weights `[out_features, in_features]` and an optional bias `[out_features]`.

@@ -1,7 +1,8 @@
 //! A linear layer repacked at load: 16 output rows interleaved, so that one vector holds one weight of each.
 //!
 //! Formula: `y = x W^T + b`, with `W` block-quantized and `x` quantized to 8 bits, or both in floats. Bytes: the weights
-//! once a call for up to some rows, as stored in the file for Q4_0, Q4_1, Q8_0 and floats (`format` lists the others).
+//! once a call for up to some rows, as stored in the file for Q4_0, Q4_1, Q8_0 and floats (`format` lists the others,
+//! `quantize` what floats can be converted to).
 //! Flops: `2 num_rows in out`. Loop order: chunks of panels over all threads, then panels, then tiles of rows, then K
 //! in rising order with one accumulator an output: the order of sums knows neither the other rows nor the threads.
 #![allow(unsafe_code)]
@@ -15,6 +16,7 @@ use super::activations::{ActivationForm, Activations};
 use super::format::{LANES, PanelFormat, with_layout};
 use super::kernels::{self, Lanes};
 use super::output::SharedMatrix;
+use super::quantize::WeightType;
 use super::repack::{self, PanelBytes};
 use crate::team::{Team, for_each_item};
 use crate::{Isa, KernelError};
@@ -40,6 +42,7 @@ pub struct PackedLinear {
     chunks: Vec<Chunk>,
     in_features: usize,
     out_features: usize,
+    num_converted: usize,
     isa: Isa,
 }
 
@@ -66,6 +69,19 @@ impl PackedLinear {
     /// Errors: parts of different widths, a type without a packed form.
     /// Cost: reads every part once and holds as many bytes again.
     pub fn pack(parts: &[LinearSource<'_>], isa: Isa, team: &dyn Team) -> Result<Self, KernelError> {
+        Self::pack_as(parts, WeightType::Stored, isa, team)
+    }
+
+    /// The same with those parts that are dense converted to `weight_type`.
+    ///
+    /// Errors: as [`PackedLinear::pack`].
+    /// Cost: int4 and fp4 try several scales, a few hundred instructions for each group.
+    pub fn pack_as(
+        parts: &[LinearSource<'_>],
+        weight_type: WeightType,
+        isa: Isa,
+        team: &dyn Team,
+    ) -> Result<Self, KernelError> {
         let mut segments: Vec<Segment> = Vec::new();
         let mut in_features = 0;
         for (part_idx, part) in parts.iter().enumerate() {
@@ -79,14 +95,16 @@ impl PackedLinear {
             }
             in_features = columns;
             let first = segments.last().map_or(0, |segment| segment.outputs.end);
-            let (format, panels) = repack::pack_panels(part, rows, columns, team)?;
+            let (format, panels) = repack::pack_panels(part, weight_type, rows, columns, team)?;
             let panel_bytes = format.panel_bytes(columns);
             let bias = part.bias().map(|bias| read_bias(part_idx, bias, rows)).transpose()?;
             segments.push(Segment { format, panels, panel_bytes, bias, outputs: first..first + rows });
         }
         let chunks = cut(&segments, team.num_threads());
         let out_features = segments.last().map_or(0, |segment| segment.outputs.end);
-        Ok(Self { segments, chunks, in_features, out_features, isa })
+        let converts = |part: &LinearSource<'_>| weight_type != WeightType::Stored && part.is_dense();
+        let num_converted = parts.iter().filter(|part| converts(part)).count();
+        Ok(Self { segments, chunks, in_features, out_features, num_converted, isa })
     }
 
     /// Width of the input.
@@ -103,6 +121,11 @@ impl PackedLinear {
     pub fn weight_bytes(&self) -> usize {
         let bytes = |segment: &Segment| segment.panel_bytes * segment.outputs.len().div_ceil(LANES);
         self.segments.iter().map(bytes).sum()
+    }
+
+    /// Parts that were dense and have been converted.
+    pub fn num_converted(&self) -> usize {
+        self.num_converted
     }
 
     /// The instruction set that the layer was packed for.
@@ -184,6 +207,14 @@ impl PackedLinear {
 }
 
 impl LinearSource<'_> {
+    /// Whether its weights are f32, f16 or bf16, in a GGUF file or not.
+    pub fn is_dense(&self) -> bool {
+        match self {
+            Self::Quantized(weight, _) => PanelFormat::of(weight.dtype()).is_some_and(PanelFormat::is_dense),
+            Self::Dense(weight, _) => matches!(weight.dtype(), DType::F32 | DType::F16 | DType::BF16),
+        }
+    }
+
     fn dims(&self) -> &[usize] {
         match self {
             Self::Quantized(weight, _) => weight.shape().dims(),

@@ -60,7 +60,7 @@ fn cases(in_features: usize, out_features: usize) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-fn run(layer: &PackedLinear, x: &[f32], team: &dyn Team) -> Vec<f32> {
+pub(super) fn run(layer: &PackedLinear, x: &[f32], team: &dyn Team) -> Vec<f32> {
     let mut workspace = Activations::default();
     workspace.load(x, layer.in_features(), layer.form(), layer.isa(), team);
     let mut y = vec![f32::NAN; workspace.num_rows() * layer.out_features()];
@@ -68,16 +68,16 @@ fn run(layer: &PackedLinear, x: &[f32], team: &dyn Team) -> Vec<f32> {
     y
 }
 
-fn wide(values: &[f32]) -> Vec<f64> {
+pub(super) fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().copied().map(f64::from).collect()
 }
 
-fn to_bits(values: &[f32]) -> Vec<u32> {
+pub(super) fn to_bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
 /// The values that the 8-bit blocks of `x` stand for.
-fn quantized_values(x: &[f32], in_features: usize) -> Vec<f64> {
+pub(super) fn quantized_values(x: &[f32], in_features: usize) -> Vec<f64> {
     let mut workspace = Activations::default();
     workspace.load(x, in_features, ActivationForm::Blocks, Isa::Portable, &SingleThread);
     let row = |row| {

@@ -5,10 +5,11 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Tensor};
 use half::{bf16, f16};
 
-use super::format::{BLOCK, BlockLayout, LANES, PanelFormat, with_layout};
+use super::format::{BLOCK, BlockLayout, E4M3_SCALE_BYTES, LANES, PanelFormat, with_layout};
 use super::gguf;
 use super::output::for_each_chunk;
 use super::packed::LinearSource;
+use super::quantize::{self, WeightType};
 use crate::KernelError;
 use crate::team::Team;
 
@@ -35,15 +36,26 @@ impl PanelBytes {
     }
 }
 
-/// Packs a matrix `[rows, columns]`; missing rows of the last panel are zero.
+/// Packs a matrix `[rows, columns]`, floats as `weight_type`; missing rows of the last panel are zero.
 ///
 /// Errors: a type without a packed form.
 pub(crate) fn pack_panels(
     source: &LinearSource<'_>,
+    weight_type: WeightType,
     rows: usize,
     columns: usize,
     team: &dyn Team,
 ) -> Result<(PanelFormat, PanelBytes), KernelError> {
+    if let Some(format) = weight_type.format()
+        && source.is_dense()
+    {
+        let values = match source {
+            LinearSource::Quantized(weight, _) => weight.dequantize(&weight.device())?,
+            LinearSource::Dense(weight, _) => weight.to_dtype(DType::F32)?,
+        };
+        let values = values.flatten_all()?.to_vec1::<f32>()?;
+        return Ok((format, pack_converted(&values, weight_type, format, columns, team)));
+    }
     match source {
         LinearSource::Quantized(weight, _) => pack_quantized(weight, rows, columns, team),
         LinearSource::Dense(weight, _) => pack_dense(weight, rows, columns, team),
@@ -99,6 +111,33 @@ fn pack_blocks<L: BlockLayout>(
         },
     );
     panels
+}
+
+/// Quantizes floats, row-major.
+fn pack_converted(values: &[f32], to: WeightType, format: PanelFormat, columns: usize, team: &dyn Team) -> PanelBytes {
+    let panel_bytes = format.panel_bytes(columns);
+    let num_panels = (values.len() / columns).div_ceil(LANES);
+    let mut panels = PanelBytes::zeroed(num_panels * panel_bytes);
+    for_each_chunk(team, &mut panels.bytes_mut()[..num_panels * panel_bytes], panel_bytes, |panel_idx, panel| {
+        let rows = values.chunks_exact(columns).skip(panel_idx * LANES).take(LANES);
+        for (lane, row) in rows.enumerate() {
+            with_layout!(format, L => {
+                for (block, cell) in to.blocks(row).iter().zip(panel.chunks_exact_mut(L::CELL_BYTES)) {
+                    block.write::<L>(cell, lane);
+                }
+            }, dense => write_e4m3(row, panel, lane));
+        }
+    });
+    panels
+}
+
+fn write_e4m3(row: &[f32], panel: &mut [u8], lane: usize) {
+    let (codes, scale) = quantize::e4m3_row(row);
+    let (vectors, scales) = panel.split_at_mut(panel.len() - E4M3_SCALE_BYTES);
+    for (code, vector) in codes.into_iter().zip(vectors.chunks_exact_mut(LANES)) {
+        vector[lane] = code;
+    }
+    scales[4 * lane..4 * lane + 4].copy_from_slice(&scale.to_le_bytes());
 }
 
 fn pack_dense(

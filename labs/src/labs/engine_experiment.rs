@@ -28,6 +28,8 @@ pub struct EngineSettings {
     pub max_model_len: usize,
     /// Tokens that the KV cache holds: scarce, as it is where it matters.
     pub num_kv_tokens: usize,
+    /// Whether weights that are quantized in the file are expanded first: a switch of the weight type converts dense ones.
+    pub dense_weights: bool,
     /// What makes a request good.
     pub slo: Slo,
     /// USD per hour of the machine.
@@ -37,7 +39,14 @@ pub struct EngineSettings {
 impl Default for EngineSettings {
     fn default() -> Self {
         let slo = Slo { ttft_ms: Some(1000.0), tpot_ms: Some(100.0), e2el_ms: None };
-        Self { max_num_seqs: 16, max_model_len: 256, num_kv_tokens: 1024, slo, hourly_rate: CPU_HOURLY_RATE }
+        Self {
+            max_num_seqs: 16,
+            max_model_len: 256,
+            num_kv_tokens: 1024,
+            dense_weights: false,
+            slo,
+            hourly_rate: CPU_HOURLY_RATE,
+        }
     }
 }
 
@@ -152,6 +161,7 @@ impl Experiment for EngineExperiment {
         let engine = Engine::builder()
             .model(self.model.clone())
             .optimizations(self.arms[arm].selection.clone())
+            .dequantize(self.settings.dense_weights)
             .max_num_seqs(self.settings.max_num_seqs)
             .max_model_len(Some(self.settings.max_model_len))
             .kv_cache_memory_bytes(Some(self.kv_cache_bytes))

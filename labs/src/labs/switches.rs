@@ -1,6 +1,6 @@
 //! A lab for every switch in the registry, generated: its prerequisites alone against the same with it.
 
-use aisp_engine::optimizations::Saving;
+use aisp_engine::optimizations::{Saving, Slot};
 use aisp_engine::{Optimization, Selection};
 
 use super::engine_experiment::{EngineArm, EngineExperiment, EngineSettings, mixed_requests, tolerance};
@@ -41,7 +41,9 @@ impl Lab for SwitchLab {
     }
 
     fn prepare(&self, context: &LabContext) -> Result<Box<dyn Experiment>, LabError> {
-        let experiment = EngineExperiment::new(context, mixed_requests, EngineSettings::default(), self.arms()?)?;
+        let dense_weights = self.0.spec().slot == Slot::WeightType;
+        let settings = EngineSettings { dense_weights, ..EngineSettings::default() };
+        let experiment = EngineExperiment::new(context, mixed_requests, settings, self.arms()?)?;
         Ok(Box::new(experiment))
     }
 }

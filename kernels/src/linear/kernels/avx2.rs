@@ -1,6 +1,7 @@
 //! The tile in AVX2 with FMA and F16C: two ymm are 16 output rows times four input features.
 //!
-//! `vpmaddubsw` sums pairs in i16. Nibbles cannot overflow it even over a whole block (8 * 2 * 15 * 127 < 2^15); bytes
+//! `vpmaddubsw` sums pairs in i16. Nibbles cannot overflow it even over a whole block (8 * 2 * 15 * 127 < 2^15), fp4
+//! around 16 not over the half that shares a scale (4 * 2 * 28 * 127 < 2^15); bytes
 //! around 128 are multiplied as signed ones, `|w| * sign(w) x`, and widened at once. Panels need no alignment; bytes
 //! and layout: `super::super::format`. Accumulation: i16 and i32 within a block, f32 across blocks.
 #![allow(unsafe_code)]
@@ -9,7 +10,7 @@
 use std::arch::x86_64::*;
 
 use super::super::activations::{self, ActivationBlock};
-use super::super::format::{BLOCK, BlockLayout, LANES, PanelFormat};
+use super::super::format::{BLOCK, BlockLayout, E2M1_QUANTS, E4M3_SCALE_BYTES, LANES, PanelFormat};
 use super::Lanes;
 
 /// How far ahead of the loads the panel is fetched.
@@ -38,6 +39,7 @@ pub(super) fn dense_tile_dispatch<const R: usize>(
     unsafe {
         match format {
             PanelFormat::F32 => dense_tile::<F32, R>(panel, rows, out),
+            PanelFormat::E4m3 => dense_tile::<E4m3, R>(panel, rows, out),
             PanelFormat::F16 => dense_tile::<F16, R>(panel, rows, out),
             _ => dense_tile::<BF16, R>(panel, rows, out),
         }
@@ -109,17 +111,31 @@ unsafe fn block_tile<L: BlockLayout, const R: usize>(
 #[target_feature(enable = "avx2")]
 unsafe fn dot_nibbles<L: BlockLayout>(quants: *const u8, x: &ActivationBlock) -> (__m256i, __m256i) {
     let low_nibbles = _mm256_set1_epi8(15);
-    let mut pairs = _mm256_setzero_si256();
+    // SAFETY: the table has 16 bytes.
+    let codes = unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(E2M1_QUANTS.as_ptr().cast())) };
+    let mut pairs = [_mm256_setzero_si256(); 2];
     for group in 0..4 {
         // SAFETY: the caller's promise; a row has 32 quants.
         let both = unsafe { _mm256_loadu_si256(quants.add(64 * group).cast()) };
-        let low = _mm256_and_si256(both, low_nibbles);
-        let high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), low_nibbles);
-        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(low, four(x, 4 * group)));
-        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(high, four(x, BLOCK / 2 + 4 * group)));
+        let mut low = _mm256_and_si256(both, low_nibbles);
+        let mut high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), low_nibbles);
+        if L::CODES {
+            (low, high) = (_mm256_shuffle_epi8(codes, low), _mm256_shuffle_epi8(codes, high));
+        }
+        pairs[0] = _mm256_add_epi16(pairs[0], _mm256_maddubs_epi16(low, four(x, 4 * group)));
+        let second = usize::from(L::HALVES);
+        pairs[second] = _mm256_add_epi16(pairs[second], _mm256_maddubs_epi16(high, four(x, BLOCK / 2 + 4 * group)));
+    }
+    let ones = _mm256_set1_epi16(1);
+    if L::HALVES {
+        let sum = |half: usize| {
+            let start = _mm256_set1_epi32(x.zero_point_sums(L::ZERO)[half]);
+            _mm256_add_epi32(_mm256_madd_epi16(pairs[half], ones), start)
+        };
+        return (sum(0), sum(1));
     }
     let start = _mm256_set1_epi32(if L::ZERO == 0 { 0 } else { x.minus_8_sums });
-    (_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)), start)
+    (_mm256_madd_epi16(pairs[0], ones), start)
 }
 
 /// Dot products of the two halves of a block of bytes with one row, the zero point taken off.
@@ -185,6 +201,8 @@ fn store<const R: usize>(acc: [[__m256; 2]; R], out: &mut [Lanes; R]) {
 /// A float type of weights.
 trait Element {
     const BYTES: usize;
+    /// Bytes of a scale for each lane, after all values.
+    const SCALE_BYTES: usize = 0;
 
     /// Eight values in f32, exactly.
     ///
@@ -196,6 +214,7 @@ trait Element {
 struct F32;
 struct F16;
 struct BF16;
+struct E4m3;
 
 impl Element for F32 {
     const BYTES: usize = 4;
@@ -230,13 +249,30 @@ impl Element for BF16 {
     }
 }
 
+impl Element for E4m3 {
+    const BYTES: usize = 1;
+    const SCALE_BYTES: usize = E4M3_SCALE_BYTES;
+
+    #[inline(always)]
+    unsafe fn load(at: *const u8) -> __m256 {
+        // Sign-extended and shifted, the code stands in the fields of a half: the copy of the sign over the exponent's
+        // top bit is masked away.
+        // SAFETY: the caller's promise.
+        unsafe {
+            let wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(at.cast()));
+            _mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16::<7>(wide), _mm_set1_epi16(0xbf80_u16 as i16)))
+        }
+    }
+}
+
 /// # Safety
 /// Each row has as many values as the panel has vectors.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn dense_tile<E: Element, const R: usize>(panel: &[u8], rows: [&[f32]; R], out: &mut [Lanes; R]) {
     let mut acc = [[_mm256_setzero_ps(); 2]; R];
     let rows = rows.map(<[f32]>::as_ptr);
-    for (feature, weights) in panel.chunks_exact(LANES * E::BYTES).enumerate() {
+    let (values, scales) = panel.split_at(panel.len() - E::SCALE_BYTES);
+    for (feature, weights) in values.chunks_exact(LANES * E::BYTES).enumerate() {
         let weights = weights.as_ptr();
         // SAFETY: a chunk is one vector; `feature` is below the length of the rows.
         unsafe {
@@ -247,6 +283,15 @@ unsafe fn dense_tile<E: Element, const R: usize>(panel: &[u8], rows: [&[f32]; R]
                 for half in 0..2 {
                     acc[r][half] = _mm256_fmadd_ps(halves[half], x, acc[r][half]);
                 }
+            }
+        }
+    }
+    if E::SCALE_BYTES > 0 {
+        for half in 0..2 {
+            // SAFETY: the scales are 16 floats, a half is 8.
+            let scale = unsafe { _mm256_loadu_ps(scales.as_ptr().cast::<f32>().add(HALF_LANES * half)) };
+            for r in 0..R {
+                acc[r][half] = _mm256_mul_ps(acc[r][half], scale);
             }
         }
     }

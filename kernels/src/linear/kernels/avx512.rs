@@ -9,7 +9,7 @@
 use std::arch::x86_64::*;
 
 use super::super::activations::{self, ActivationBlock};
-use super::super::format::{BLOCK, BlockLayout, LANES, PanelFormat};
+use super::super::format::{BLOCK, BlockLayout, E2M1_QUANTS, E4M3_SCALE_BYTES, LANES, PanelFormat};
 use super::Lanes;
 
 /// How far ahead of the loads the panel is fetched.
@@ -36,6 +36,7 @@ pub(super) fn dense_tile_dispatch<const R: usize>(
     unsafe {
         match format {
             PanelFormat::F32 => dense_tile::<F32, R>(panel, rows, out),
+            PanelFormat::E4m3 => dense_tile::<E4m3, R>(panel, rows, out),
             PanelFormat::F16 => dense_tile::<F16, R>(panel, rows, out),
             _ => dense_tile::<BF16, R>(panel, rows, out),
         }
@@ -63,6 +64,8 @@ unsafe fn block_tile<L: BlockLayout, const R: usize>(
 ) {
     let mut acc = [_mm512_setzero_ps(); R];
     let low_nibbles = _mm512_set1_epi8(15);
+    // SAFETY: the table has 16 bytes.
+    let codes = unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(E2M1_QUANTS.as_ptr().cast())) };
     let rows = rows.map(<[ActivationBlock]>::as_ptr);
     for (block_idx, cell) in panel.chunks_exact(L::CELL_BYTES).enumerate() {
         let cell = cell.as_ptr();
@@ -79,7 +82,7 @@ unsafe fn block_tile<L: BlockLayout, const R: usize>(
                 (first[r], second[r]) = start::<L>(x);
             }
             for group in 0..4 {
-                let (low, high) = if L::NIBBLES {
+                let (mut low, mut high) = if L::NIBBLES {
                     let both = _mm512_loadu_si512(cell.add(64 * group).cast());
                     (_mm512_and_si512(both, low_nibbles), _mm512_and_si512(_mm512_srli_epi16::<4>(both), low_nibbles))
                 } else {
@@ -88,6 +91,9 @@ unsafe fn block_tile<L: BlockLayout, const R: usize>(
                         _mm512_loadu_si512(cell.add(64 * (group + 4)).cast()),
                     )
                 };
+                if L::CODES {
+                    (low, high) = (_mm512_shuffle_epi8(codes, low), _mm512_shuffle_epi8(codes, high));
+                }
                 for r in 0..R {
                     let x = (*rows[r].add(block_idx)).quants.as_ptr();
                     let x_low = _mm512_set1_epi32(x.add(4 * group).cast::<i32>().read_unaligned());
@@ -145,7 +151,11 @@ fn start<L: BlockLayout>(x: &ActivationBlock) -> (__m512i, __m512i) {
 #[target_feature(enable = "avx512f")]
 fn times_zero_point<L: BlockLayout>(minus_8_sums: i32) -> __m512i {
     let sums = _mm512_set1_epi32(minus_8_sums);
-    if L::ZERO == 128 { _mm512_slli_epi32::<4>(sums) } else { sums }
+    match L::ZERO {
+        128 => _mm512_slli_epi32::<4>(sums),
+        16 => _mm512_slli_epi32::<1>(sums),
+        _ => sums,
+    }
 }
 
 /// Vector `idx` of the scales and mins of a cell.
@@ -174,6 +184,8 @@ fn store<const R: usize>(acc: [__m512; R], out: &mut [Lanes; R]) {
 /// A float type of weights.
 trait Element {
     const BYTES: usize;
+    /// Bytes of a scale for each lane, after all values.
+    const SCALE_BYTES: usize = 0;
 
     /// 16 values in f32, exactly.
     ///
@@ -185,6 +197,7 @@ trait Element {
 struct F32;
 struct F16;
 struct BF16;
+struct E4m3;
 
 impl Element for F32 {
     const BYTES: usize = 4;
@@ -219,13 +232,30 @@ impl Element for BF16 {
     }
 }
 
+impl Element for E4m3 {
+    const BYTES: usize = 1;
+    const SCALE_BYTES: usize = E4M3_SCALE_BYTES;
+
+    #[inline(always)]
+    unsafe fn load(at: *const u8) -> __m512 {
+        // Sign-extended and shifted, the code stands in the fields of a half: the copy of the sign over the exponent's
+        // top bit is masked away.
+        // SAFETY: the caller's promise.
+        unsafe {
+            let wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast()));
+            _mm512_cvtph_ps(_mm256_and_si256(_mm256_slli_epi16::<7>(wide), _mm256_set1_epi16(0xbf80_u16 as i16)))
+        }
+    }
+}
+
 /// # Safety
 /// Each row has as many values as the panel has vectors.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn dense_tile<E: Element, const R: usize>(panel: &[u8], rows: [&[f32]; R], out: &mut [Lanes; R]) {
     let mut acc = [_mm512_setzero_ps(); R];
     let rows = rows.map(<[f32]>::as_ptr);
-    for (feature, weights) in panel.chunks_exact(LANES * E::BYTES).enumerate() {
+    let (values, scales) = panel.split_at(panel.len() - E::SCALE_BYTES);
+    for (feature, weights) in values.chunks_exact(LANES * E::BYTES).enumerate() {
         let weights = weights.as_ptr();
         // SAFETY: a chunk is one vector; `feature` is below the length of the rows.
         unsafe {
@@ -235,6 +265,11 @@ unsafe fn dense_tile<E: Element, const R: usize>(panel: &[u8], rows: [&[f32]; R]
                 acc[r] = _mm512_fmadd_ps(weights, _mm512_set1_ps(*rows[r].add(feature)), acc[r]);
             }
         }
+    }
+    if E::SCALE_BYTES > 0 {
+        // SAFETY: the scales are 16 floats.
+        let scale = unsafe { _mm512_loadu_ps(scales.as_ptr().cast()) };
+        acc = acc.map(|acc| _mm512_mul_ps(acc, scale));
     }
     store(acc, out);
 }

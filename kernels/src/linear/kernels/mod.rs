@@ -35,7 +35,7 @@ pub(crate) fn block_tile<L: BlockLayout, const R: usize>(
     }
 }
 
-/// `out[r] = panel * rows[r]` over float weights.
+/// `out[r] = panel * rows[r]` over float weights: FMA in rising order of features; e4m3 is scaled at the end.
 pub(crate) fn dense_tile<const R: usize>(
     isa: Isa,
     format: PanelFormat,
@@ -43,8 +43,7 @@ pub(crate) fn dense_tile<const R: usize>(
     rows: [&[f32]; R],
     out: &mut [Lanes; R],
 ) {
-    let element = if format == PanelFormat::F32 { 4 } else { 2 };
-    assert!(rows.iter().all(|row| row.len() * LANES * element == panel.len()));
+    assert!(rows.iter().all(|row| format.panel_bytes(row.len()) == panel.len()));
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => avx512::dense_tile_dispatch::<R>(format, panel, rows, out),

@@ -6,7 +6,7 @@
 use half::{bf16, f16};
 
 use super::super::activations::ActivationBlock;
-use super::super::format::{BLOCK, BlockLayout, LANES, PanelFormat};
+use super::super::format::{BLOCK, BlockLayout, E2M1_QUANTS, E4M3_SCALE_BYTES, LANES, PanelFormat};
 use super::Lanes;
 
 /// See [`super::block_tile`].
@@ -51,7 +51,9 @@ fn dot_half<L: BlockLayout, const HALF: usize>(quants: &[u8], x: &ActivationBloc
         let x = &x.quants[BLOCK / 2 * HALF + 4 * group..][..4];
         for (sum, quants) in sums.iter_mut().zip(quants[start..start + 64].chunks_exact(4)) {
             for (quant, x) in quants.iter().zip(x) {
-                *sum += i32::from(quant >> shift & mask) * i32::from(*x);
+                let quant = quant >> shift & mask;
+                let quant = if L::CODES { E2M1_QUANTS[usize::from(quant & 15)] } else { quant };
+                *sum += i32::from(quant) * i32::from(*x);
             }
         }
     }
@@ -72,6 +74,17 @@ fn read_vector<L: BlockLayout>(vectors: &[u8], idx: usize) -> Lanes {
 pub(super) fn dense_tile<const R: usize>(format: PanelFormat, panel: &[u8], rows: [&[f32]; R], out: &mut [Lanes; R]) {
     match format {
         PanelFormat::F32 => dense::<4, R>(panel, rows, out, f32::from_le_bytes),
+        PanelFormat::E4m3 => {
+            let (codes, scales) = panel.split_at(panel.len() - E4M3_SCALE_BYTES);
+            dense::<1, R>(codes, rows, out, |[code]| {
+                // The code in the fields of a half, whose exponents are larger by 8.
+                f16::from_bits(u16::from(code & 0x80) << 8 | u16::from(code & 0x7f) << 7).to_f32()
+            });
+            let scales = scales.as_chunks::<4>().0;
+            for acc in out {
+                acc.iter_mut().zip(scales).for_each(|(acc, scale)| *acc *= f32::from_le_bytes(*scale));
+            }
+        }
         PanelFormat::F16 => dense::<2, R>(panel, rows, out, |bytes| f16::from_le_bytes(bytes).to_f32()),
         _ => dense::<2, R>(panel, rows, out, |bytes| bf16::from_le_bytes(bytes).to_f32()),
     }
