@@ -53,7 +53,7 @@ pub use loader::ModelSource;
 pub use optimizations::{Optimization, Selection, SelectionError};
 pub use plan::{
     AttentionKind, KvLayout, KvTypeKind, LinearKind, Plan, PointwiseKind, PrefillKind, PrefixReuse, SamplerKind,
-    SchedulerKind, TeamKind,
+    SchedulerKind, TeamKind, WeightKind,
 };
 pub use request::{
     FinishReason, GeneratedToken, MAX_LOGPROBS, Request, RequestError, RequestId, RequestOutput, RequestTimings,
