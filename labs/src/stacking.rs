@@ -34,40 +34,22 @@ pub struct Cell {
     pub selection: Selection,
 }
 
-/// Every cell, from the registry.
-///
-/// Errors: a registry whose switches cannot stand together.
-pub fn cells() -> Result<Vec<Cell>, LabError> {
-    let of = |set: Vec<Optimization>| Selection::of(set).map_err(|error| LabError::Engine(error.into()));
-    let all: Vec<Optimization> = Selection::all().iter().collect();
+/// Every cell, from the registry: those that `all` selects alone, growing, and one by one less.
+pub fn cells() -> Vec<Cell> {
+    let all = Selection::all();
     let mut cells = Vec::new();
-    for &switch in &all {
-        let alone = with_requirements(switch);
-        cells.push(Cell { switch, role: Role::Alone, selection: of(alone)? });
+    for switch in all.iter() {
+        cells.push(Cell { switch, role: Role::Alone, selection: switch.with_requirements() });
     }
-    for (at, &switch) in all.iter().enumerate() {
+    for switch in all.iter() {
         // Prerequisites may come later in the order of application.
-        let mut up_to: Vec<_> = all[..=at].iter().flat_map(|&s| with_requirements(s)).collect();
-        up_to.dedup();
-        cells.push(Cell { switch, role: Role::Cumulative, selection: of(up_to)? });
+        let up_to = all.iter().filter(|&other| other <= switch);
+        cells.push(Cell { switch, role: Role::Cumulative, selection: Selection::closed(up_to) });
     }
-    for &switch in &all {
-        let rest = all.iter().copied().filter(|&other| !with_requirements(other).contains(&switch));
-        cells.push(Cell { switch, role: Role::AllMinusOne, selection: of(rest.collect())? });
+    for switch in all.iter() {
+        cells.push(Cell { switch, role: Role::AllMinusOne, selection: all.without(switch) });
     }
-    Ok(cells)
-}
-
-/// A switch and everything it needs, directly or not.
-fn with_requirements(switch: Optimization) -> Vec<Optimization> {
-    let mut needed = vec![switch];
-    let mut at = 0;
-    while let Some(next) = needed.get(at) {
-        let missing: Vec<_> = next.spec().requires.iter().copied().filter(|o| !needed.contains(o)).collect();
-        needed.extend(missing);
-        at += 1;
-    }
-    needed
+    cells
 }
 
 /// The matrix as a lab: one arm for each different selection, all against the plain baseline.
@@ -75,14 +57,14 @@ fn with_requirements(switch: Optimization) -> Vec<Optimization> {
 pub struct StackingLab;
 
 impl StackingLab {
-    fn arms() -> Result<Vec<EngineArm>, LabError> {
+    fn arms() -> Vec<EngineArm> {
         let mut selections = vec![Selection::none()];
-        for cell in cells()? {
+        for cell in cells() {
             if !selections.contains(&cell.selection) {
                 selections.push(cell.selection);
             }
         }
-        Ok(selections.into_iter().map(|selection| EngineArm { name: selection.to_string(), selection }).collect())
+        selections.into_iter().map(|selection| EngineArm { name: selection.to_string(), selection }).collect()
     }
 }
 
@@ -98,7 +80,7 @@ impl Lab for StackingLab {
     }
 
     fn prepare(&self, context: &LabContext) -> Result<Box<dyn Experiment>, LabError> {
-        let experiment = EngineExperiment::new(context, mixed_requests, EngineSettings::default(), Self::arms()?)?;
+        let experiment = EngineExperiment::new(context, mixed_requests, EngineSettings::default(), Self::arms())?;
         Ok(Box::new(experiment))
     }
 }
@@ -161,11 +143,9 @@ pub enum Finding {
 }
 
 /// Reads the matrix out of the lab's record.
-///
-/// Errors: a registry whose switches cannot stand together.
-pub fn matrix(record: &LabRecord, seed: u64) -> Result<Matrix, LabError> {
+pub fn matrix(record: &LabRecord, seed: u64) -> Matrix {
     let noise = record.aa.as_ref().map_or(f64::INFINITY, |aa| aa.noise);
-    let cells = cells()?;
+    let cells = cells();
     let find = |switch, role| cells.iter().find(|cell| cell.switch == switch && cell.role == role);
     let all = Selection::all().to_string();
     let mut rows = Vec::new();
@@ -178,7 +158,7 @@ pub fn matrix(record: &LabRecord, seed: u64) -> Result<Matrix, LabError> {
         rows.push(Row { switch: switch.name().to_owned(), alone, cumulative, in_stack, finding });
     }
     let stack = record.variant(&all).map(measurement);
-    Ok(Matrix { workload: record.workload.description.clone(), noise, stack, rows })
+    Matrix { workload: record.workload.description.clone(), noise, stack, rows }
 }
 
 fn measurement(variant: &VariantRecord) -> Measurement {

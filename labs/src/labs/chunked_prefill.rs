@@ -41,8 +41,10 @@ impl Lab for ChunkedPrefillLab {
     }
 
     fn prepare(&self, context: &LabContext) -> Result<Box<dyn Experiment>, LabError> {
-        let arms =
-            vec![("whole", Selection::all().without(Optimization::ChunkedPrefill)), ("chunked", Selection::all())];
+        // The same kernels in both arms.
+        let rest = [Optimization::ContinuousBatching, Optimization::FusedOps, Optimization::KvF16];
+        let with = Selection::closed(rest.into_iter().chain([Optimization::ChunkedPrefill]));
+        let arms = vec![("whole", Selection::closed(rest)), ("chunked", with)];
         let probe = Engine::builder().model(context.model.clone()).max_num_seqs(1).build()?;
         let len = PROMPT_TOKENS.min(probe.model_info().max_model_len / 2);
         let prompt = long_text(&probe, len)?;

@@ -14,17 +14,13 @@ pub struct SwitchLab(pub Optimization);
 
 impl SwitchLab {
     /// The switch without and with it.
-    fn arms(self) -> Result<Vec<EngineArm>, LabError> {
+    fn arms(self) -> Vec<EngineArm> {
         let spec = self.0.spec();
-        let of = |with: Option<Optimization>| {
-            let selection = Selection::of(spec.requires.iter().copied().chain(with));
-            selection.map_err(|error| LabError::Engine(error.into()))
-        };
-        let (without, with) = (of(None)?, of(Some(self.0))?);
-        Ok(vec![
+        let without = Selection::closed(spec.requires.iter().copied());
+        vec![
             EngineArm { name: without.to_string(), selection: without },
-            EngineArm { name: spec.name.to_owned(), selection: with },
-        ])
+            EngineArm { name: spec.name.to_owned(), selection: self.0.with_requirements() },
+        ]
     }
 }
 
@@ -43,7 +39,7 @@ impl Lab for SwitchLab {
     fn prepare(&self, context: &LabContext) -> Result<Box<dyn Experiment>, LabError> {
         let dense_weights = self.0.spec().slot == Slot::WeightType;
         let settings = EngineSettings { dense_weights, ..EngineSettings::default() };
-        let experiment = EngineExperiment::new(context, mixed_requests, settings, self.arms()?)?;
+        let experiment = EngineExperiment::new(context, mixed_requests, settings, self.arms())?;
         Ok(Box::new(experiment))
     }
 }
