@@ -69,7 +69,7 @@ pub struct Args {
     #[arg(long, value_name = "BYTES", help_heading = "Engine")]
     pub kv_cache_memory_bytes: Option<u64>,
 
-    /// Threads that compute [default: all cores for pinned-pool; all but one, or RAYON_NUM_THREADS, for the rest]
+    /// Threads that compute [default: all cores for pinned-pool, all but one for the rest]
     #[arg(long, value_name = "N", value_parser = parse_threads, help_heading = "Engine")]
     pub threads: Option<usize>,
 

@@ -84,7 +84,7 @@ impl MockEngine {
                 max_num_seqs: self.max_num_seqs,
                 max_num_batched_tokens: self.max_num_batched_tokens,
             },
-            selection: Selection::all(),
+            selection: Selection::exact(),
             tokenizer: Some(tokenizer),
             chat_template: Some(ChatTemplate::new(TEMPLATE)?),
             seed: 0,

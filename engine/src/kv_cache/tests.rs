@@ -9,6 +9,11 @@ use crate::prefix_cache::{BlockChain, NoPrefixCache};
 
 const TOTAL: usize = 1024;
 
+/// Histories of each kind: 300, or `AISP_KV_HISTORIES`.
+fn cases() -> u32 {
+    std::env::var("AISP_KV_HISTORIES").map_or(300, |count| count.parse().expect("a number"))
+}
+
 #[derive(Debug, Clone)]
 enum Op {
     Reserve { id: u64, num_tokens: usize, max_tokens: usize },
@@ -73,7 +78,7 @@ fn replay(manager: &mut dyn KvCacheManager, ops: &[Op]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
 
     #[test]
     fn no_slot_is_lost_or_shared(ops in proptest::collection::vec(op(), 1..120)) {
@@ -204,7 +209,7 @@ fn replay_sharing(ops: &[SharingOp]) -> usize {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
 
     #[test]
     fn sharing_never_mixes_sequences_up(ops in proptest::collection::vec(sharing_op(), 1..100)) {

@@ -4,8 +4,8 @@ use aisp_engine::optimizations::Exactness;
 use aisp_engine::{Optimization, Selection};
 
 use super::engine_experiment::{EngineArm, EngineExperiment, EngineSettings, tolerance};
+use super::requests::{Answers, RequestMix};
 use crate::LabError;
-use crate::ab::few_long_answers;
 use crate::lab::{Experiment, Lab, LabContext, LabInfo};
 use crate::record::Goal;
 
@@ -17,7 +17,8 @@ impl Lab for ContinuousBatchingLab {
     fn info(&self) -> LabInfo {
         LabInfo {
             id: "ch15:continuous_batching".into(),
-            summary: "requests join the running batch instead of waiting for all of it, few answers are long".into(),
+            summary: "requests join the running batch instead of waiting for all of it, 64 answers of 16 to 512 tokens"
+                .into(),
             goal: Goal::Throughput,
             tags: vec!["engine".into()],
             tolerance: tolerance(Exactness::SameTokens),
@@ -25,18 +26,26 @@ impl Lab for ContinuousBatchingLab {
     }
 
     fn prepare(&self, context: &LabContext) -> Result<Box<dyn Experiment>, LabError> {
-        let of = |optimizations: &[Optimization]| {
-            Selection::of(optimizations.iter().copied()).map_err(|error| LabError::Engine(error.into()))
-        };
-        // Blocks in both arms: only the scheduler differs.
+        // The same kernels and blocks in both arms: only the scheduler differs.
+        let rest = [Optimization::FusedOps, Optimization::KvF16];
+        let with = Selection::closed(rest.into_iter().chain([Optimization::ContinuousBatching]));
         let arms = vec![
-            EngineArm { name: "static".into(), selection: of(&[Optimization::PagedKv])? },
-            EngineArm {
-                name: "continuous".into(),
-                selection: of(&[Optimization::PagedKv, Optimization::ContinuousBatching])?,
-            },
+            EngineArm { name: "static".into(), selection: Selection::closed(rest) },
+            EngineArm { name: "continuous".into(), selection: with },
         ];
-        let settings = EngineSettings { max_num_seqs: 8, ..EngineSettings::default() };
-        Ok(Box::new(EngineExperiment::new(context, few_long_answers, settings, arms)?))
+        let settings =
+            EngineSettings { max_num_seqs: 8, max_model_len: 576, num_kv_tokens: 8 * 576, ..EngineSettings::default() };
+        Ok(Box::new(EngineExperiment::new(context, spread_answers, settings, arms)?))
+    }
+}
+
+/// All at once, answers of 16 to 512 tokens.
+fn spread_answers(_num_parameters: u64) -> RequestMix {
+    RequestMix {
+        num_requests: 64,
+        max_prompt_tokens: 32,
+        max_answer_tokens: 512,
+        answers: Answers::Spread,
+        arrivals_per_step: 64,
     }
 }

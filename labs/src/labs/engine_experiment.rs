@@ -65,7 +65,6 @@ pub struct EngineExperiment {
     requests: RequestSet,
     settings: EngineSettings,
     kv_cache_bytes: u64,
-    kv_bytes_per_token: u64,
     arms: Vec<EngineArm>,
     engines: Vec<Engine>,
     fingerprint: String,
@@ -140,7 +139,6 @@ impl EngineExperiment {
             requests,
             settings,
             kv_cache_bytes: kv_bytes_per_token * settings.num_kv_tokens as u64,
-            kv_bytes_per_token,
             arms,
             engines: Vec::new(),
         })
@@ -186,7 +184,9 @@ impl Experiment for EngineExperiment {
         };
         let mut measured = Measured::new(duration, self.fingerprint.clone(), outputs);
         measured.engaged = engaged(engine, &self.arms[arm].selection);
-        measured.reserved_bytes = Some(after.kv.peak_reserved_tokens as u64 * self.kv_bytes_per_token);
+        let info = engine.model_info();
+        let bytes_per_token = info.kv_cache_bytes / info.num_kv_slots.max(1) as u64;
+        measured.reserved_bytes = Some(after.kv.peak_reserved_tokens as u64 * bytes_per_token);
         measured.metrics = metrics(&served, duration.as_secs_f64(), &self.requests, &self.settings);
         let num_steps = (after.num_steps - before.num_steps) as f64;
         measured.metrics.insert("num_steps".into(), num_steps);

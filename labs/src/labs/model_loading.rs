@@ -1,5 +1,5 @@
-//! `ch05:model_loading`: a checkpoint from the page cache into the heap: one read, reads side by side, and reads through
-//! a small buffer by a program that never needs the whole file at once.
+//! `ch05:model_loading`: a checkpoint from the page cache: one read into the heap, mapped without one, reads side by side,
+//! and reads through a small buffer by a program that never needs the whole file at once.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use aisp_engine::ModelSource;
+use aisp_kernels::MappedFile;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -41,7 +42,8 @@ impl Lab for ModelLoadingLab {
     fn info(&self) -> LabInfo {
         LabInfo {
             id: "ch05:model_loading".into(),
-            summary: "a checkpoint from the page cache: one read, parallel reads, reads through a small buffer".into(),
+            summary: "a checkpoint from the page cache: one read, mapped, parallel reads, reads through a small buffer"
+                .into(),
             goal: Goal::Speed,
             tags: vec!["loading".into()],
             tolerance: Tolerance::exact("a sum over every byte of the file"),
@@ -89,7 +91,7 @@ impl Experiment for ModelLoadingExperiment {
     }
 
     fn arms(&self) -> Vec<ArmSpec> {
-        ["read", "parallel", "streamed"].map(ArmSpec::named).to_vec()
+        ["read", "mapped", "parallel", "streamed"].map(ArmSpec::named).to_vec()
     }
 
     fn set_up(&mut self, _arm: usize) -> Result<(), LabError> {
@@ -101,7 +103,8 @@ impl Experiment for ModelLoadingExperiment {
         let started = Instant::now();
         let sum = match arm {
             0 => sum_of(&fs::read(&self.path).map_err(io())?),
-            1 => self.parallel()?,
+            1 => sum_of(&MappedFile::open(&self.path).map_err(io())?),
+            2 => self.parallel()?,
             _ => self.streamed()?,
         };
         let duration = started.elapsed();

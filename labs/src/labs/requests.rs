@@ -35,6 +35,8 @@ pub enum Answers {
     Even,
     /// One in eight is the longest, the rest are an eighth of it.
     FewLong,
+    /// Even in the logarithm between a thirty-second of the longest and it, as the lengths of real answers are.
+    Spread,
 }
 
 /// One request of the workload.
@@ -113,6 +115,10 @@ impl RequestSet {
                 Answers::Even => rng.random_range(1..=mix.max_answer_tokens),
                 Answers::FewLong if at % 8 == 0 => mix.max_answer_tokens,
                 Answers::FewLong => mix.max_answer_tokens.div_ceil(8),
+                Answers::Spread => {
+                    let share = 32f64.powf(rng.random_range(-1.0..=0.0));
+                    (mix.max_answer_tokens as f64 * share).ceil() as usize
+                }
             };
             PlannedRequest { prompt: text[start..start + num_prompt_tokens].to_vec(), num_answer_tokens }
         });
