@@ -26,8 +26,8 @@ impl Lab for ContinuousBatchingLab {
     }
 
     fn prepare(&self, context: &LabContext) -> Result<Box<dyn Experiment>, LabError> {
-        // The same kernels and blocks in both arms: only the scheduler differs.
-        let rest = [Optimization::FusedOps, Optimization::KvF16];
+        // All else is fast in both arms: only the scheduler differs, and nothing slow hides it.
+        let rest = [Optimization::FusedOps, Optimization::KvF16, Optimization::PinnedPool, Optimization::FastSampler];
         let with = Selection::closed(rest.into_iter().chain([Optimization::ContinuousBatching]));
         let arms = vec![
             EngineArm { name: "static".into(), selection: Selection::closed(rest) },
