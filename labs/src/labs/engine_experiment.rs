@@ -24,6 +24,8 @@ const CPU_HOURLY_RATE: f64 = 0.10;
 pub struct EngineSettings {
     /// Sequences in a step.
     pub max_num_seqs: usize,
+    /// Tokens in a step.
+    pub max_num_batched_tokens: usize,
     /// Tokens that prompt and answer may have together.
     pub max_model_len: usize,
     /// Tokens that the KV cache holds: scarce, as it is where it matters.
@@ -41,6 +43,7 @@ impl Default for EngineSettings {
         let slo = Slo { ttft_ms: Some(1000.0), tpot_ms: Some(100.0), e2el_ms: None };
         Self {
             max_num_seqs: 16,
+            max_num_batched_tokens: 2048,
             max_model_len: 256,
             num_kv_tokens: 1024,
             dense_weights: false,
@@ -161,6 +164,7 @@ impl Experiment for EngineExperiment {
             .optimizations(self.arms[arm].selection.clone())
             .dequantize(self.settings.dense_weights)
             .max_num_seqs(self.settings.max_num_seqs)
+            .max_num_batched_tokens(self.settings.max_num_batched_tokens)
             .max_model_len(Some(self.settings.max_model_len))
             .kv_cache_memory_bytes(Some(self.kv_cache_bytes))
             .build()?;

@@ -38,7 +38,9 @@ impl Lab for SwitchLab {
 
     fn prepare(&self, context: &LabContext) -> Result<Box<dyn Experiment>, LabError> {
         let dense_weights = self.0.spec().slot == Slot::WeightType;
-        let settings = EngineSettings { dense_weights, ..EngineSettings::default() };
+        // Steps so small that prompts do not fit into one: else there is nothing to cut.
+        let max_num_batched_tokens = if self.0.spec().slot == Slot::Prefill { 64 } else { 2048 };
+        let settings = EngineSettings { dense_weights, max_num_batched_tokens, ..EngineSettings::default() };
         let experiment = EngineExperiment::new(context, mixed_requests, settings, self.arms())?;
         Ok(Box::new(experiment))
     }
