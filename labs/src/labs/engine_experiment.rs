@@ -32,6 +32,8 @@ pub struct EngineSettings {
     pub num_kv_tokens: usize,
     /// Whether weights that are quantized in the file are expanded first: a switch of the weight type converts dense ones.
     pub dense_weights: bool,
+    /// Whether all prompts begin alike, as far as the longest goes.
+    pub common_beginning: bool,
     /// What makes a request good.
     pub slo: Slo,
     /// USD per hour of the machine.
@@ -47,6 +49,7 @@ impl Default for EngineSettings {
             max_model_len: 256,
             num_kv_tokens: 1024,
             dense_weights: false,
+            common_beginning: false,
             slo,
             hourly_rate: CPU_HOURLY_RATE,
         }
@@ -134,6 +137,9 @@ impl EngineExperiment {
         let info = probe.model_info();
         let kv_bytes_per_token = info.kv_cache_bytes / info.num_kv_slots.max(1) as u64;
         let mut requests = RequestSet::draw(mix(info.num_parameters), &probe, context.seed)?;
+        if settings.common_beginning {
+            requests.begin_alike();
+        }
         let selections: Vec<Selection> = arms.iter().map(|arm| arm.selection.clone()).collect();
         requests.with_prompt_logprobs = !loosest(&selections).is_lossless();
         Ok(Self {

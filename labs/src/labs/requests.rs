@@ -134,6 +134,15 @@ impl RequestSet {
         Self { requests, mix, with_prompt_logprobs: false, is_greedy: true }
     }
 
+    /// Replaces every prompt by as much of the longest.
+    pub fn begin_alike(&mut self) {
+        let longest = self.requests.iter().map(|request| request.prompt.clone()).max_by_key(Vec::len);
+        let longest = longest.unwrap_or_default();
+        for request in &mut self.requests {
+            request.prompt = longest[..request.prompt.len()].to_vec();
+        }
+    }
+
     /// What one pass over it is.
     pub fn workload(&self, model: &str) -> Workload {
         let tokens: usize = self.requests.iter().map(|r| r.prompt.len() + r.num_answer_tokens).sum();

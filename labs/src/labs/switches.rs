@@ -40,7 +40,9 @@ impl Lab for SwitchLab {
         let dense_weights = self.0.spec().slot == Slot::WeightType;
         // Steps so small that prompts do not fit into one: else there is nothing to cut.
         let max_num_batched_tokens = if self.0.spec().slot == Slot::Prefill { 64 } else { 2048 };
-        let settings = EngineSettings { dense_weights, max_num_batched_tokens, ..EngineSettings::default() };
+        let common_beginning = self.0.spec().slot == Slot::PrefixReuse;
+        let settings =
+            EngineSettings { dense_weights, common_beginning, max_num_batched_tokens, ..EngineSettings::default() };
         let experiment = EngineExperiment::new(context, mixed_requests, settings, self.arms())?;
         Ok(Box::new(experiment))
     }
