@@ -112,7 +112,7 @@ pub fn tolerance(exactness: Exactness) -> Tolerance {
         Exactness::Tolerance => {
             logprobs(5e-2, "log-probabilities of real text; either arm rounds activations to 8 bits")
         }
-        Exactness::Lossy => logprobs(0.3, "log-probabilities of real text; values of fewer bits"),
+        Exactness::Lossy => logprobs(0.6, "log-probabilities of real text; values of as few as 4 bits"),
     }
 }
 
