@@ -1,6 +1,6 @@
 //! GGUF blocks taken apart into quants, scale and min, bit-exact with the values that they stand for.
 //!
-//! Source: the block layouts of ggml, https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
+//! Source: the block layouts of ggml, <https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h>
 
 use candle_core::quantized::GgmlDType;
 use half::f16;
