@@ -12,9 +12,9 @@ use crate::plan::Plan;
 /// ```
 /// use aisp_engine::{Optimization, Selection};
 ///
-/// let selection: Selection = "all,-paged-kv".parse()?;
+/// let selection: Selection = "all,-fused-ops".parse()?;
 /// assert!(selection.contains(Optimization::ContinuousBatching));
-/// assert!(!selection.contains(Optimization::PagedKv));
+/// assert!(!selection.contains(Optimization::FusedOps));
 /// # Ok::<(), aisp_engine::SelectionError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
