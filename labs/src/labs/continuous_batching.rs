@@ -47,5 +47,6 @@ fn spread_answers(_num_parameters: u64) -> RequestMix {
         max_answer_tokens: 512,
         answers: Answers::Spread,
         arrivals_per_step: 64,
+        allowed_tokens: None,
     }
 }

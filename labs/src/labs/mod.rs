@@ -11,6 +11,7 @@ mod llama_cpp;
 mod model_loading;
 mod prefix_caching;
 mod requests;
+mod start;
 mod switches;
 mod training;
 
