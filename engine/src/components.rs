@@ -187,7 +187,7 @@ impl Components {
         };
         let sampler: Box<dyn Sampler> = match plan.sampler {
             SamplerKind::Sort => Box::new(SortSampler),
-            SamplerKind::Candidates => Box::new(CandidateSampler::default()),
+            SamplerKind::Candidates => Box::new(CandidateSampler::new(context.compute.isa)),
         };
         Ok(Self { policies: SchedulerPolicies { admission, prefill }, kv_manager, kv, sampler })
     }

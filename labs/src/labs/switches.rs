@@ -73,7 +73,7 @@ impl Lab for SwitchLab {
     }
 }
 
-/// 64 answers of 16 to 512 tokens; all that the engine knows of each before it ends is that 512 are allowed.
+/// Answers of 16 to 512 tokens; all that the engine knows of each before it ends is that 512 are allowed.
 fn unknown_lengths(_num_parameters: u64) -> RequestMix {
     RequestMix {
         num_requests: 64,
