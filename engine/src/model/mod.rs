@@ -3,6 +3,7 @@
 mod config;
 mod decoder;
 mod fused;
+mod pack_progress;
 mod rope_frequencies;
 mod take;
 mod weights;
@@ -16,6 +17,7 @@ pub use weights::{FileBytes, HeapWeight, MappedTensor, Weight, Weights};
 use aisp_kernels::linear::WeightType;
 use candle_core::{DType, Device};
 
+use self::pack_progress::PackProgress;
 use crate::compute::Compute;
 use crate::error::EngineError;
 use crate::plan::LinearKind;
@@ -37,6 +39,8 @@ pub struct ModelContext<'a> {
     pub weight_type: WeightType,
     /// What CPU kernels run with.
     pub compute: Compute,
+    /// Show a progress bar on standard error where packing takes long.
+    pub progress: bool,
 }
 
 impl ModelContext<'_> {
@@ -58,6 +62,7 @@ impl ModelContext<'_> {
 
     fn take<'b>(&'b self, weights: &'b mut Weights) -> take::Take<'b> {
         take::Take {
+            progress: PackProgress::new(weights.num_bytes(), self.progress),
             weights,
             dtype: self.dtype,
             kind: self.linear,
