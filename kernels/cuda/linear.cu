@@ -1,0 +1,551 @@
+// z = x W^T for few rows: the weights are the traffic, so they are read once, in long asynchronous copies, and go
+// through the tensor cores as the 16-row operand with the rows of x as its 8 columns.
+//
+// Shapes     x bf16 [T <= 64, K], W [N, K] in any aisp_format, result by aisp_output.
+// Alignment  16 bytes; K a multiple of 8.
+// Bytes      W and its scales once, x once a block (from the L2), results.
+// Flops      2 T N K (the tensor cores do 8 ceil(T / 8) rows).
+// Launch     min(tiles, SMs) blocks of 8 warps, persistent over tiles of 16 or 32 rows of W. Warp s owns slice s of K and
+//            its own ring of stages in shared memory; the ring is filled before the wait on the predecessor
+//            (weights never change), so under programmatic launch the first copies run while that one drains.
+// Sums       along a slice in f32 by mma.m16n8k16 in a fixed order of k, then slices 0..7 in order. A column of the
+//            product never meets another, so the order does not depend on T, nor on the tile.
+// Codes      bf16, e4m3 and e2m1 x e4m3 are exact in bf16; integer codes are, and their scale is applied in f32
+//            to the sum of each group of 32.
+#include "common.cuh"
+
+namespace aisp {
+namespace {
+
+constexpr int WARPS = 8;
+constexpr int SLICE_UNIT = 256; // slices are cut at multiples of this many k
+
+// One stage: a warp's 16 rows by STAGE_K values.
+template <int F>
+struct Format;
+template <>
+struct Format<AISP_BF16> {
+  static constexpr int STAGE_K = 128, ROW_BYTES = 256, SCALE_BYTES = 0;
+};
+template <>
+struct Format<AISP_FP8> {
+  static constexpr int STAGE_K = 256, ROW_BYTES = 256, SCALE_BYTES = 0;
+};
+template <>
+struct Format<AISP_W8G32> {
+  static constexpr int STAGE_K = 256, ROW_BYTES = 256, SCALE_BYTES = 16;
+};
+template <>
+struct Format<AISP_W4G32> {
+  static constexpr int STAGE_K = 256, ROW_BYTES = 128, SCALE_BYTES = 32;
+};
+template <>
+struct Format<AISP_NVFP4> {
+  static constexpr int STAGE_K = 256, ROW_BYTES = 128, SCALE_BYTES = 16;
+};
+
+template <int F, int MT>
+constexpr int stage_bytes() {
+  return 16 * MT * (Format<F>::ROW_BYTES + Format<F>::SCALE_BYTES);
+}
+// Two kernels of a chain must fit on a multiprocessor together, three must not: rings of about 96 KiB.
+template <int F, int MT, int NT>
+constexpr int num_stages() {
+  constexpr int fit = (NT > 4 ? 80 : 96) * 1024 / (WARPS * stage_bytes<F, MT>());
+  return fit < 2 ? 2 : fit > 6 ? 6 : fit;
+}
+template <int F, int MT, int NT>
+constexpr int shared_bytes() {
+  // The exchange of slice sums, twice, and the rows' norm scales.
+  constexpr int red = 2 * WARPS * MT * 16 * NT * 8 * 4;
+  return WARPS * num_stages<F, MT, NT>() * stage_bytes<F, MT>() + red + 64 * 4;
+}
+
+struct Tiles {
+  const uint8_t *data;
+  const uint8_t *scales;
+  int64_t row_bytes;
+  int64_t scale_row_bytes;
+  int n, k;
+  int num_tiles; // of 16 rows
+  int paired;    // rows 0..7 of a tile from the first half of W, rows 8..15 from the second
+};
+
+// First row of the half `half` of a tile.
+__device__ inline int half_row(const Tiles &t, int tile, int half) {
+  return t.paired ? half * (t.n / 2) + tile * 8 : tile * 16 + half * 8;
+}
+
+// Queues the copies of one stage.
+template <int F, int MT>
+__device__ inline void fill_stage(const Tiles &t, int tile, int ks, uint32_t stage, int lane) {
+  using Fm = Format<F>;
+  constexpr int PIECES = Fm::ROW_BYTES / 16;     // of a row
+  constexpr int ROWS_A_COPY = 32 / PIECES;       // rows that 32 lanes copy at once
+  const int piece = lane % PIECES;
+  const int64_t column = (int64_t)ks * Fm::ROW_BYTES + piece * 16;
+  const bool in_k = column < t.row_bytes;
+#pragma unroll
+  for (int mt = 0; mt < MT; mt++) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int first = half_row(t, tile + mt, half);
+      const uint8_t *from = t.data + (int64_t)first * t.row_bytes + column;
+#pragma unroll
+      for (int i = 0; i < 8 / ROWS_A_COPY; i++) {
+        const int row = i * ROWS_A_COPY + lane / PIECES;
+        const bool valid = in_k && first + row < t.n && tile + mt < t.num_tiles;
+        const uint32_t to = stage + (mt * 16 + half * 8 + row) * Fm::ROW_BYTES + ((piece ^ ((row & 1) << 2)) * 16);
+        copy_async_16(to, valid ? from + (int64_t)row * t.row_bytes : t.data, valid);
+      }
+    }
+    if constexpr (Fm::SCALE_BYTES > 0) {
+      constexpr int PARTS = Fm::SCALE_BYTES / 16; // 16-byte parts of a row's scales
+      if (lane < 16 * PARTS) {
+        const int row = lane / PARTS, part = lane % PARTS;
+        const int n = half_row(t, tile + mt, row / 8) + row % 8;
+        const int64_t at = (int64_t)ks * Fm::SCALE_BYTES + part * 16;
+        const bool valid = n < t.n && tile + mt < t.num_tiles && at < t.scale_row_bytes;
+        const uint32_t to = stage + 16 * MT * Fm::ROW_BYTES + (mt * 16 + row) * Fm::SCALE_BYTES + part * 16;
+        copy_async_16(to, valid ? t.scales + n * t.scale_row_bytes + at : t.scales, valid);
+      }
+    }
+  }
+}
+
+// Where a lane reads x: row `lane / 4` of each group of eight.
+template <int NT>
+struct Columns {
+  const __nv_bfloat16 *row[NT]; // NULL beyond T
+  int k;
+  __device__ inline uint4 load(int nt, int at) const {
+    if (row[nt] == nullptr || at >= k) return make_uint4(0, 0, 0, 0);
+    return *reinterpret_cast<const uint4 *>(row[nt] + at);
+  }
+};
+
+__device__ inline uint32_t w4_pair(uint32_t word, int i) {
+  // 0x4300 is 128 in bf16, whose unit in the last place is 1: or-ing a code in adds it.
+  return fma_bf16x2((word >> (4 * i) & 0x000f000fu) | 0x43004300u, 0x3f803f80u, 0xc300c300u);
+}
+__device__ inline uint32_t int8_pair(uint32_t biased, int selector) {
+  // Byte b of codes biased by 128 becomes the float 2^23 + b.
+  const float low = __uint_as_float(__byte_perm(biased, 0x4b000000u, selector)) - 8388736.0f;
+  const float high = __uint_as_float(__byte_perm(biased, 0x4b000000u, selector + 1)) - 8388736.0f;
+  return pack_bf16(low, high);
+}
+__device__ inline uint32_t fp4_pair(uint32_t word, int i, uint32_t scale) {
+  const uint32_t code = word >> (4 * i) & 0x000f000fu;
+  return fma_bf16x2((code & 0x00070007u) << 6 | (code & 0x00080008u) << 12, scale, 0x80008000u);
+}
+
+// acc += W[stage] x[stage].
+template <int F, int MT, int NT>
+__device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, int ks, const Columns<NT> &x, int lane) {
+  using Fm = Format<F>;
+  const int r = lane / 4, c = lane % 4;
+  const int k0 = ks * Fm::STAGE_K;
+  const uint32_t row_at = stage + r * Fm::ROW_BYTES;
+  const uint32_t flip = (r & 1) << 2;
+  const uint32_t scales_at = stage + 16 * MT * Fm::ROW_BYTES;
+  auto rows = [&](int mt, int piece, uint4 &low, uint4 &high) {
+    const uint32_t at = row_at + mt * 16 * Fm::ROW_BYTES + ((piece ^ flip) * 16);
+    low = shared_16(at);
+    high = shared_16(at + 8 * Fm::ROW_BYTES);
+  };
+
+  if constexpr (F == AISP_BF16) {
+#pragma unroll
+    for (int chunk = 0; chunk < 4; chunk++) { // 32 k
+      uint4 b[NT];
+#pragma unroll
+      for (int nt = 0; nt < NT; nt++) b[nt] = x.load(nt, k0 + chunk * 32 + c * 8);
+#pragma unroll
+      for (int mt = 0; mt < MT; mt++) {
+        uint4 low, high;
+        rows(mt, chunk * 4 + c, low, high);
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) {
+          mma_bf16(acc[mt][nt], low.x, high.x, low.y, high.y, b[nt].x, b[nt].y);
+          mma_bf16(acc[mt][nt], low.z, high.z, low.w, high.w, b[nt].z, b[nt].w);
+        }
+      }
+    }
+  } else if constexpr (F == AISP_FP8) {
+#pragma unroll
+    for (int chunk = 0; chunk < 4; chunk++) { // 64 k
+      uint4 b[NT][2];
+#pragma unroll
+      for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) b[nt][i] = x.load(nt, k0 + chunk * 64 + c * 16 + i * 8);
+#pragma unroll
+      for (int mt = 0; mt < MT; mt++) {
+        uint4 low, high;
+        rows(mt, chunk * 4 + c, low, high);
+        const uint32_t lw[4] = {low.x, low.y, low.z, low.w}, hw[4] = {high.x, high.y, high.z, high.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          uint32_t a0, a1, a2, a3;
+          e4m3x4_to_bf16(lw[i], a0, a2);
+          e4m3x4_to_bf16(hw[i], a1, a3);
+#pragma unroll
+          for (int nt = 0; nt < NT; nt++) {
+            const uint4 v = b[nt][i / 2];
+            mma_bf16(acc[mt][nt], a0, a1, a2, a3, i % 2 ? v.z : v.x, i % 2 ? v.w : v.y);
+          }
+        }
+      }
+    }
+  } else if constexpr (F == AISP_W8G32) {
+#pragma unroll
+    for (int chunk = 0; chunk < 4; chunk++) { // 64 k, two groups
+      uint4 b[NT][2];
+#pragma unroll
+      for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+        for (int g = 0; g < 2; g++) b[nt][g] = x.load(nt, k0 + chunk * 64 + g * 32 + c * 8);
+#pragma unroll
+      for (int mt = 0; mt < MT; mt++) {
+        uint4 low, high;
+        rows(mt, chunk * 4 + c, low, high);
+        uint32_t s[2];
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+          asm volatile("ld.shared.u32 %0, [%1];"
+                       : "=r"(s[half])
+                       : "r"(scales_at + (mt * 16 + half * 8 + r) * 16 + chunk * 4) : "memory");
+        const float2 s_low = __half22float2(*reinterpret_cast<const __half2 *>(&s[0]));
+        const float2 s_high = __half22float2(*reinterpret_cast<const __half2 *>(&s[1]));
+#pragma unroll
+        for (int g = 0; g < 2; g++) {
+          const uint32_t l0 = (g ? low.z : low.x) ^ 0x80808080u, l1 = (g ? low.w : low.y) ^ 0x80808080u;
+          const uint32_t h0 = (g ? high.z : high.x) ^ 0x80808080u, h1 = (g ? high.w : high.y) ^ 0x80808080u;
+          const uint32_t a[8] = {int8_pair(l0, 0x7650), int8_pair(h0, 0x7650), int8_pair(l0, 0x7652), int8_pair(h0, 0x7652),
+                                 int8_pair(l1, 0x7650), int8_pair(h1, 0x7650), int8_pair(l1, 0x7652), int8_pair(h1, 0x7652)};
+          const float sl = g ? s_low.y : s_low.x, sh = g ? s_high.y : s_high.x;
+#pragma unroll
+          for (int nt = 0; nt < NT; nt++) {
+            float d[4] = {0, 0, 0, 0};
+            mma_bf16(d, a[0], a[1], a[2], a[3], b[nt][g].x, b[nt][g].y);
+            mma_bf16(d, a[4], a[5], a[6], a[7], b[nt][g].z, b[nt][g].w);
+            acc[mt][nt][0] = fmaf(sl, d[0], acc[mt][nt][0]);
+            acc[mt][nt][1] = fmaf(sl, d[1], acc[mt][nt][1]);
+            acc[mt][nt][2] = fmaf(sh, d[2], acc[mt][nt][2]);
+            acc[mt][nt][3] = fmaf(sh, d[3], acc[mt][nt][3]);
+          }
+        }
+      }
+    }
+  } else if constexpr (F == AISP_W4G32) {
+#pragma unroll
+    for (int chunk = 0; chunk < 2; chunk++) { // 128 k, four groups
+      uint4 low[MT], high[MT], s_low[MT], s_high[MT];
+#pragma unroll
+      for (int mt = 0; mt < MT; mt++) {
+        rows(mt, chunk * 4 + c, low[mt], high[mt]);
+        s_low[mt] = shared_16(scales_at + (mt * 16 + r) * 32 + chunk * 16);
+        s_high[mt] = shared_16(scales_at + (mt * 16 + 8 + r) * 32 + chunk * 16);
+      }
+#pragma unroll
+      for (int g = 0; g < 4; g++) {
+        uint4 b[NT];
+        float sum[NT][4]; // of x over the group: rows of ones times x; [0] and [1] are this lane's columns
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) {
+          b[nt] = x.load(nt, k0 + chunk * 128 + g * 32 + c * 8);
+#pragma unroll
+          for (int i = 0; i < 4; i++) sum[nt][i] = 0;
+          constexpr uint32_t ONES = 0x3f803f80u;
+          mma_bf16(sum[nt], ONES, ONES, ONES, ONES, b[nt].x, b[nt].y);
+          mma_bf16(sum[nt], ONES, ONES, ONES, ONES, b[nt].z, b[nt].w);
+        }
+#pragma unroll
+        for (int mt = 0; mt < MT; mt++) {
+          const uint32_t lw = g == 0 ? low[mt].x : g == 1 ? low[mt].y : g == 2 ? low[mt].z : low[mt].w;
+          const uint32_t hw = g == 0 ? high[mt].x : g == 1 ? high[mt].y : g == 2 ? high[mt].z : high[mt].w;
+          const uint32_t sl = g == 0 ? s_low[mt].x : g == 1 ? s_low[mt].y : g == 2 ? s_low[mt].z : s_low[mt].w;
+          const uint32_t sh = g == 0 ? s_high[mt].x : g == 1 ? s_high[mt].y : g == 2 ? s_high[mt].z : s_high[mt].w;
+          const float2 fl = __half22float2(*reinterpret_cast<const __half2 *>(&sl));
+          const float2 fh = __half22float2(*reinterpret_cast<const __half2 *>(&sh));
+          const uint32_t a[8] = {w4_pair(lw, 0), w4_pair(hw, 0), w4_pair(lw, 1), w4_pair(hw, 1),
+                                 w4_pair(lw, 2), w4_pair(hw, 2), w4_pair(lw, 3), w4_pair(hw, 3)};
+#pragma unroll
+          for (int nt = 0; nt < NT; nt++) {
+            float d[4] = {0, 0, 0, 0};
+            mma_bf16(d, a[0], a[1], a[2], a[3], b[nt].x, b[nt].y);
+            mma_bf16(d, a[4], a[5], a[6], a[7], b[nt].z, b[nt].w);
+            acc[mt][nt][0] = fmaf(fl.y, sum[nt][0], fmaf(fl.x, d[0], acc[mt][nt][0]));
+            acc[mt][nt][1] = fmaf(fl.y, sum[nt][1], fmaf(fl.x, d[1], acc[mt][nt][1]));
+            acc[mt][nt][2] = fmaf(fh.y, sum[nt][0], fmaf(fh.x, d[2], acc[mt][nt][2]));
+            acc[mt][nt][3] = fmaf(fh.y, sum[nt][1], fmaf(fh.x, d[3], acc[mt][nt][3]));
+          }
+        }
+      }
+    }
+  } else {
+#pragma unroll
+    for (int chunk = 0; chunk < 2; chunk++) { // 128 k; a lane holds 32 values of a row, two groups of 16
+      uint4 low[MT], high[MT];
+      uint32_t s_low[MT][2], s_high[MT][2];
+#pragma unroll
+      for (int mt = 0; mt < MT; mt++) {
+        rows(mt, chunk * 4 + c, low[mt], high[mt]);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          uint16_t two;
+          asm volatile("ld.shared.u16 %0, [%1];"
+                       : "=h"(two)
+                       : "r"(scales_at + (mt * 16 + half * 8 + r) * 16 + chunk * 8 + c * 2) : "memory");
+          // e4m3 times 2^118: e2m1 bits stand 2^126 too low, and 448 * 2^126 would overflow; tensor_scale takes 2^8.
+          uint32_t s01, unused;
+          e4m3x4_to_bf16(two, s01, unused);
+          s01 = fma_bf16x2(s01, 0x7a807a80u, 0x80008000u);
+          (half ? s_high : s_low)[mt][0] = __byte_perm(s01, 0, 0x1010);
+          (half ? s_high : s_low)[mt][1] = __byte_perm(s01, 0, 0x3232);
+        }
+      }
+#pragma unroll
+      for (int word = 0; word < 4; word++) {
+        uint4 b[NT];
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) b[nt] = x.load(nt, k0 + chunk * 128 + c * 32 + word * 8);
+#pragma unroll
+        for (int mt = 0; mt < MT; mt++) {
+          const uint32_t lw = word == 0 ? low[mt].x : word == 1 ? low[mt].y : word == 2 ? low[mt].z : low[mt].w;
+          const uint32_t hw = word == 0 ? high[mt].x : word == 1 ? high[mt].y : word == 2 ? high[mt].z : high[mt].w;
+          const uint32_t sl = s_low[mt][word / 2], sh = s_high[mt][word / 2];
+          const uint32_t a[8] = {fp4_pair(lw, 0, sl), fp4_pair(hw, 0, sh), fp4_pair(lw, 1, sl), fp4_pair(hw, 1, sh),
+                                 fp4_pair(lw, 2, sl), fp4_pair(hw, 2, sh), fp4_pair(lw, 3, sl), fp4_pair(hw, 3, sh)};
+#pragma unroll
+          for (int nt = 0; nt < NT; nt++) {
+            mma_bf16(acc[mt][nt], a[0], a[1], a[2], a[3], b[nt].x, b[nt].y);
+            mma_bf16(acc[mt][nt], a[4], a[5], a[6], a[7], b[nt].z, b[nt].w);
+          }
+        }
+      }
+    }
+  }
+}
+
+// What becomes of one value z of row t, column n. Half-warps hold 16 neighbouring columns of one row.
+__device__ inline void finish(const aisp_linear_args &args, const Tiles &tiles, int tile, int r, int t, float z) {
+  const int n = half_row(tiles, tile, r / 8) + r % 8;
+  const bool valid = t < args.num_rows && n < tiles.n && tile < tiles.num_tiles;
+  if (args.bias && valid) z += args.bias[n];
+  switch (args.output) {
+    case AISP_OUT_BF16:
+      if (valid) static_cast<__nv_bfloat16 *>(args.out)[t * args.ldo + n] = __float2bfloat16_rn(z);
+      break;
+    case AISP_OUT_F32:
+      if (valid) static_cast<float *>(args.out)[t * args.ldo + n] = z;
+      break;
+    case AISP_OUT_RESIDUAL: {
+      float h = 0;
+      if (valid) {
+        float *at = static_cast<float *>(args.out) + t * args.ldo + n;
+        h = __ldcg(at) + z;
+        __stcg(at, h);
+      }
+      if (args.next_norm_weight) {
+        if (valid)
+          reinterpret_cast<__nv_bfloat16 *>(args.next_x)[(int64_t)t * tiles.n + n] =
+              __float2bfloat16_rn(h * args.next_norm_weight[n]);
+        float sum = h * h;
+#pragma unroll
+        for (int offset = 8; offset; offset >>= 1) sum += __shfl_xor_sync(ALL_LANES, sum, offset);
+        if (valid && r == 0) args.next_sumsq[(int64_t)t * (tiles.n / 16) + tile] = sum;
+      }
+      break;
+    }
+    default: { // SILU_MUL: lanes r < 8 hold gates, r >= 8 the ups of the same columns
+      const float up = __shfl_down_sync(ALL_LANES, z, 8);
+      if (valid && r < 8)
+        static_cast<__nv_bfloat16 *>(args.out)[t * args.ldo + n] = __float2bfloat16_rn(silu(z) * up);
+    }
+  }
+}
+
+template <int F, int MT, int NT>
+__global__ void __launch_bounds__(WARPS * 32) linear_kernel(const Tiles tiles, const float tensor_scale, const aisp_linear_args args) {
+  using Fm = Format<F>;
+  constexpr int STAGES = num_stages<F, MT, NT>();
+  constexpr int STAGE = stage_bytes<F, MT>();
+  constexpr int OUTS = MT * 16 * NT * 8;
+  extern __shared__ __align__(128) uint8_t shared[];
+  float *red = reinterpret_cast<float *>(shared + WARPS * STAGES * STAGE); // [2][WARPS][NT * 8][MT * 16]
+  float *row_scale = red + 2 * WARPS * OUTS;                              // [NT * 8]
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const uint32_t ring = shared_address(shared) + warp * STAGES * STAGE;
+
+  const int units = (tiles.k + SLICE_UNIT - 1) / SLICE_UNIT;
+  constexpr int PER_UNIT = SLICE_UNIT / Fm::STAGE_K;
+  const int last_stage = (tiles.k + Fm::STAGE_K - 1) / Fm::STAGE_K;
+  const int ks_begin = warp * units / WARPS * PER_UNIT;
+  const int ks_end = min((warp + 1) * units / WARPS * PER_UNIT, last_stage);
+  const int per_tile = ks_end - ks_begin;
+  const int num_groups = (tiles.num_tiles + MT - 1) / MT;
+  const int my_groups = ((int)gridDim.x + num_groups - 1 - (int)blockIdx.x) / (int)gridDim.x;
+  const int total = my_groups * per_tile;
+
+  int fill_group = blockIdx.x, fill_ks = ks_begin, filled = 0;
+  auto fill = [&]() {
+    if (filled < total) {
+      fill_stage<F, MT>(tiles, fill_group * MT, fill_ks, ring + filled % STAGES * STAGE, lane);
+      if (++fill_ks == ks_end) fill_ks = ks_begin, fill_group += gridDim.x;
+    }
+    filled++;
+    copy_async_commit();
+  };
+#pragma unroll 1
+  for (int i = 0; i < STAGES - 1; i++) fill();
+
+  pdl_wait();
+  pdl_launch();
+
+  Columns<NT> x;
+  x.k = tiles.k;
+#pragma unroll
+  for (int nt = 0; nt < NT; nt++) {
+    const int t = nt * 8 + lane / 4;
+    x.row[nt] = nullptr;
+    if (t < args.num_rows) {
+      const int64_t row = args.row_ids ? args.row_ids[t] : t;
+      x.row[nt] = reinterpret_cast<const __nv_bfloat16 *>(args.x) + row * args.ldx;
+    }
+  }
+
+  int done = 0, buffer = 0;
+  bool first = true;
+#pragma unroll 1
+  for (int group = blockIdx.x; group < num_groups; group += gridDim.x) {
+    float acc[MT][NT][4];
+#pragma unroll
+    for (int mt = 0; mt < MT; mt++)
+#pragma unroll
+      for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) acc[mt][nt][i] = 0;
+#pragma unroll 1
+    for (int ks = ks_begin; ks < ks_end; ks++) {
+      copy_async_wait<STAGES - 2>();
+      __syncwarp();
+      fill(); // into the stage that was read last
+      multiply_stage<F, MT, NT>(acc, ring + done % STAGES * STAGE, ks, x, lane);
+      done++;
+    }
+    if (first) {
+      // The norm's scale of each row, while the copies run.
+      first = false;
+      if (args.x_sumsq) {
+        for (int t = warp; t < min(args.num_rows, NT * 8); t += WARPS) {
+          const int64_t row = args.row_ids ? args.row_ids[t] : t;
+          const float scale = rms_scale(args.x_sumsq + row * (tiles.k / 16), tiles.k / 16, tiles.k, args.eps);
+          if (lane == 0) row_scale[t] = scale;
+        }
+      }
+    }
+    float *mine = red + (buffer * WARPS + warp) * OUTS;
+#pragma unroll
+    for (int mt = 0; mt < MT; mt++)
+#pragma unroll
+      for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+          mine[(nt * 8 + lane % 4 * 2 + i % 2) * MT * 16 + mt * 16 + lane / 4 + i / 2 * 8] = acc[mt][nt][i];
+    __syncthreads();
+    const float *all = red + buffer * WARPS * OUTS;
+#pragma unroll 1
+    for (int o = threadIdx.x; o < OUTS; o += WARPS * 32) {
+      const int t = o / (MT * 16), r = o % (MT * 16);
+      if (o - lane >= args.num_rows * MT * 16) break; // whole warps leave together
+      float z = all[o];
+#pragma unroll
+      for (int w = 1; w < WARPS; w++) z += all[w * OUTS + o];
+      const int tile = group * MT + r / 16;
+      if constexpr (F == AISP_NVFP4) z *= tensor_scale;
+      if constexpr (F == AISP_FP8) {
+        const int n = half_row(tiles, tile, r % 16 / 8) + r % 8;
+        if (n < tiles.n) z *= reinterpret_cast<const float *>(tiles.scales)[n];
+      }
+      if (args.x_sumsq) z *= row_scale[t];
+      finish(args, tiles, tile, r % 16, t, z);
+    }
+    buffer ^= 1;
+  }
+}
+
+template <int F, int MT, int NT>
+int start(const aisp_ctx *ctx, const Tiles &tiles, float tensor_scale, const aisp_linear_args &args, aisp_stream stream) {
+  const int groups = (int)ceil_div(tiles.num_tiles, MT);
+  const int grid = groups < ctx->sm_count ? groups : ctx->sm_count;
+  return launch(ctx, linear_kernel<F, MT, NT>, grid, WARPS * 32, shared_bytes<F, MT, NT>(), stream, tiles, tensor_scale, args);
+}
+
+// Two tiles at once halve the reads of x, where that leaves no multiprocessor idle longer.
+template <int F, int NT>
+int choose_tiles(const aisp_ctx *ctx, const Tiles &tiles, float tensor_scale, const aisp_linear_args &args, aisp_stream stream) {
+  const int64_t rounds1 = ceil_div(tiles.num_tiles, ctx->sm_count);
+  const int64_t rounds2 = 2 * ceil_div(ceil_div(tiles.num_tiles, 2), ctx->sm_count);
+  const bool two = args.num_rows > 1 && rounds2 <= rounds1;
+  return two ? start<F, 2, NT>(ctx, tiles, tensor_scale, args, stream) : start<F, 1, NT>(ctx, tiles, tensor_scale, args, stream);
+}
+
+template <int F>
+int choose_rows(const aisp_ctx *ctx, const Tiles &tiles, float tensor_scale, const aisp_linear_args &args, aisp_stream stream) {
+  if (args.num_rows <= 8) return choose_tiles<F, 1>(ctx, tiles, tensor_scale, args, stream);
+  if (args.num_rows <= 16) return choose_tiles<F, 2>(ctx, tiles, tensor_scale, args, stream);
+  if (args.num_rows <= 32) return choose_tiles<F, 4>(ctx, tiles, tensor_scale, args, stream);
+  return choose_tiles<F, 8>(ctx, tiles, tensor_scale, args, stream);
+}
+
+template <int F, int MT, int NT>
+int raise_limit() {
+  return cudaFuncSetAttribute(linear_kernel<F, MT, NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<F, MT, NT>());
+}
+template <int F>
+int raise_limits() {
+  int (*const all[])() = {raise_limit<F, 1, 1>, raise_limit<F, 1, 2>, raise_limit<F, 1, 4>, raise_limit<F, 1, 8>,
+                          raise_limit<F, 2, 1>, raise_limit<F, 2, 2>, raise_limit<F, 2, 4>, raise_limit<F, 2, 8>};
+  for (auto raise : all)
+    if (int code = raise()) return code;
+  return 0;
+}
+
+} // namespace
+
+int prepare_linear(const aisp_ctx *) {
+  int (*const all[])() = {raise_limits<AISP_BF16>, raise_limits<AISP_FP8>, raise_limits<AISP_W8G32>, raise_limits<AISP_W4G32>,
+                          raise_limits<AISP_NVFP4>};
+  for (auto raise : all)
+    if (int code = raise()) return code;
+  return 0;
+}
+
+} // namespace aisp
+
+extern "C" int aisp_linear(const aisp_ctx *ctx, const aisp_weight *w, const aisp_linear_args *args, aisp_stream stream) {
+  using namespace aisp;
+  if (args->num_rows == 0) return 0;
+  const bool paired = args->output == AISP_OUT_SILU_MUL;
+  if (args->num_rows < 0 || args->num_rows > AISP_LINEAR_MAX_ROWS || w->k % (w->format == AISP_FP8 ? 16 : 8) ||
+      args->ldx % 8 || w->n % 16 || (args->x_sumsq && w->k % 16))
+    return cudaErrorInvalidValue;
+  Tiles tiles;
+  tiles.data = static_cast<const uint8_t *>(w->data);
+  tiles.scales = static_cast<const uint8_t *>(w->scales);
+  tiles.row_bytes = row_bytes(w->format, w->k);
+  tiles.scale_row_bytes = scale_row_bytes(w->format, w->k);
+  tiles.n = w->n;
+  tiles.k = w->k;
+  tiles.num_tiles = w->n / 16;
+  tiles.paired = paired;
+  switch (w->format) {
+    case AISP_BF16: return choose_rows<AISP_BF16>(ctx, tiles, 1, *args, stream);
+    case AISP_FP8: return choose_rows<AISP_FP8>(ctx, tiles, 1, *args, stream);
+    case AISP_W8G32: return choose_rows<AISP_W8G32>(ctx, tiles, 1, *args, stream);
+    case AISP_W4G32: return choose_rows<AISP_W4G32>(ctx, tiles, 1, *args, stream);
+    case AISP_NVFP4: return choose_rows<AISP_NVFP4>(ctx, tiles, w->tensor_scale * 256.0f, *args, stream);
+    default: return cudaErrorInvalidValue;
+  }
+}
