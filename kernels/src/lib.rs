@@ -20,6 +20,8 @@
 pub mod argmax;
 pub mod attention;
 mod cost;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod embedding;
 mod error;
 mod isa;
