@@ -2,14 +2,14 @@
 
 use candle_core::{DType, Device};
 
-use crate::components::{self, BuildContext, Components, KvParts};
+use crate::components::{self, BuildContext, Components, Engagement, KvParts};
 use crate::compute::Compute;
 use crate::engine::{Engine, EngineParts, ModelInfo};
 use crate::error::EngineError;
 use crate::loader::{self, Checkpoint, LoadOptions, ModelSource, available_memory_bytes};
 use crate::model::{ModelConfig, ModelContext};
-use crate::optimizations::Selection;
-use crate::plan::{AttentionKind, LinearKind};
+use crate::optimizations::{Optimization, Selection};
+use crate::plan::{AttentionKind, LinearKind, LoadingKind};
 use crate::runner::{DecoderRunner, FusedRunner, ModelRunner};
 use crate::scheduler::SchedulerConfig;
 use crate::text::{ChatTemplate, Tokenizer, TokenizerSource};
@@ -183,13 +183,14 @@ impl EngineBuilder {
             let message = format!("must be above 0 and at most 1, got {share}");
             return Err(EngineError::InvalidSetting { name: "--gpu-memory-utilization", message });
         }
-        let mut checkpoint = loader::load(&self.model, &self.load)?;
+        let plan = self.optimizations.plan();
+        let load = LoadOptions { mapped: plan.loading == LoadingKind::Mapped, ..self.load.clone() };
+        let mut checkpoint = loader::load(&self.model, &load)?;
         if self.dequantize {
             checkpoint.weights.dequantize()?;
             checkpoint.weight_bytes = checkpoint.weights.num_bytes();
         }
         let dtype = self.load.compute_dtype()?;
-        let plan = self.optimizations.plan();
         if dtype != DType::F32 && (plan.attention == AttentionKind::Flash || plan.linear == LinearKind::Packed) {
             let message = format!(
                 "own CPU kernels compute in f32, not in {}; leave it at `auto` or leave flash-attention and fast-linear out",
@@ -241,6 +242,8 @@ impl EngineBuilder {
     ) -> Result<Engine, EngineError> {
         let CacheSize { max_model_len, num_kv_slots, kv_cache_bytes } = size;
         let plan = self.optimizations.plan();
+        let mut engagement = Engagement::default();
+        engagement.add(Optimization::MmapLoading, checkpoint.weights.num_mapped() as u64);
         let compute = Compute::build(&plan, self.threads)?;
         let config = &checkpoint.config;
         let device = &self.load.device;
@@ -302,6 +305,7 @@ impl EngineBuilder {
                 max_num_batched_tokens: self.max_num_batched_tokens,
             },
             selection: self.optimizations,
+            engagement,
             tokenizer,
             chat_template,
             seed: self.seed,

@@ -65,6 +65,8 @@ pub struct EngineParts {
     pub scheduler: SchedulerConfig,
     /// What was asked for.
     pub selection: Selection,
+    /// What the load has used already.
+    pub engagement: Engagement,
     /// Text to tokens, if the model has a vocabulary.
     pub tokenizer: Option<Tokenizer>,
     /// Messages to a prompt, if the model has a template.
@@ -169,7 +171,7 @@ impl Engine {
             sampler: parts.sampler,
             scheduler: Scheduler::new(parts.scheduler, parts.policies),
             selection: parts.selection,
-            engagement: Engagement::default(),
+            engagement: parts.engagement,
             tokenizer: parts.tokenizer,
             chat_template: parts.chat_template,
             seed: parts.seed,

@@ -52,8 +52,8 @@ pub use generate::{Completion, CompletionDelta, CompletionStream};
 pub use loader::ModelSource;
 pub use optimizations::{Optimization, Selection, SelectionError};
 pub use plan::{
-    AttentionKind, KvLayout, KvTypeKind, LinearKind, Plan, PointwiseKind, PrefillKind, PrefixReuse, SamplerKind,
-    SchedulerKind, TeamKind, WeightKind,
+    AttentionKind, KvLayout, KvTypeKind, LinearKind, LoadingKind, Plan, PointwiseKind, PrefillKind, PrefixReuse,
+    SamplerKind, SchedulerKind, TeamKind, WeightKind,
 };
 pub use request::{
     FinishReason, GeneratedToken, MAX_LOGPROBS, Request, RequestError, RequestId, RequestOutput, RequestTimings,

@@ -21,6 +21,8 @@ pub struct Plan {
     pub weights: WeightKind,
     /// How the small ops between them are computed.
     pub pointwise: PointwiseKind,
+    /// How a checkpoint comes into memory.
+    pub loading: LoadingKind,
     /// Which threads compute.
     pub team: TeamKind,
     /// How a token is drawn.
@@ -39,6 +41,7 @@ impl Plan {
         linear: LinearKind::Candle,
         weights: WeightKind::Checkpoint,
         pointwise: PointwiseKind::Composed,
+        loading: LoadingKind::Heap,
         team: TeamKind::Rayon,
         sampler: SamplerKind::Sort,
     };
@@ -133,6 +136,15 @@ pub enum PointwiseKind {
     Composed,
     /// Fused, in a workspace.
     Fused,
+}
+
+/// Choices of the loading slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LoadingKind {
+    /// Every tensor is read into the heap.
+    Heap,
+    /// Matrices stay in the mapped file until they are packed.
+    Mapped,
 }
 
 /// Choices of the CPU threads slot.

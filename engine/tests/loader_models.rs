@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use aisp_engine::loader::{Checkpoint, LoadOptions, ModelSource, TokenizerSource, load};
-use aisp_engine::model::{ModelConfig, RopeStyle, Weight};
+use aisp_engine::model::{HeapWeight, ModelConfig, RopeStyle, Weight};
 use candle_core::{DType, Device, Tensor};
 
 fn load_text(text: &str) -> Checkpoint {
@@ -17,9 +17,9 @@ fn story_folder() -> PathBuf {
 }
 
 fn values(checkpoint: &mut Checkpoint, name: &str) -> Tensor {
-    match checkpoint.weights.take(name).unwrap_or_else(|| panic!("{name} is there")) {
-        Weight::Dense(tensor) => tensor,
-        Weight::Quantized(tensor) => tensor.dequantize(&Device::Cpu).unwrap(),
+    match checkpoint.weights.take(name).unwrap_or_else(|| panic!("{name} is there")).into_heap().unwrap() {
+        HeapWeight::Dense(tensor) => tensor,
+        HeapWeight::Quantized(tensor) => tensor.dequantize(&Device::Cpu).unwrap(),
     }
 }
 
@@ -88,6 +88,52 @@ fn folder_loads_in_its_own_type() {
     let mut checkpoint = load(&ModelSource::Folder(story_folder()), &options).unwrap();
     assert_eq!((checkpoint.weight_format.as_str(), checkpoint.weight_bytes), ("bf16", 2 * 11_798_976));
     assert_eq!(values(&mut checkpoint, "model.norm.weight").dtype(), DType::BF16);
+}
+
+#[test]
+fn mapped_files_hold_the_same_values() {
+    let mapped = LoadOptions { mapped: true, ..LoadOptions::default() };
+    let gguf = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/story-12m-q8_0.gguf");
+    for (source, num_mapped, format) in [
+        (ModelSource::Builtin, 43, "Q8_0"),
+        (ModelSource::Gguf(gguf), 43, "Q8_0"),
+        (ModelSource::Folder(story_folder()), 43, "bf16"),
+    ] {
+        let (mut read, mut left) = (load(&source, &LoadOptions::default()).unwrap(), load(&source, &mapped).unwrap());
+        assert_eq!((read.weights.num_mapped(), left.weights.num_mapped()), (0, num_mapped), "{source}");
+        assert_eq!((left.weight_format.as_str(), left.num_parameters), (format, read.num_parameters));
+        let names: Vec<String> = left.weights.names().into_iter().map(Into::into).collect();
+        assert_eq!(names, read.weights.names());
+        for name in names {
+            let bits = |checkpoint: &mut Checkpoint| {
+                let values = values(checkpoint, &name).to_dtype(DType::F32).unwrap();
+                values
+                    .flatten_all()
+                    .unwrap()
+                    .to_vec1::<f32>()
+                    .unwrap()
+                    .into_iter()
+                    .map(f32::to_bits)
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(bits(&mut read), bits(&mut left), "{source}: {name}");
+        }
+    }
+}
+
+#[test]
+fn a_mapped_file_that_ends_early_is_one_line() {
+    let bytes = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/story-12m-q8_0.gguf")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mapped = LoadOptions { mapped: true, ..LoadOptions::default() };
+    for length in [0, 3, 4_000, bytes.len() - 1] {
+        let path = folder.path().join(format!("{length}.gguf"));
+        std::fs::write(&path, &bytes[..length]).unwrap();
+        let source = ModelSource::Gguf(path);
+        let message = load(&source, &mapped).unwrap_err().to_string();
+        assert_eq!(message, load(&source, &LoadOptions::default()).unwrap_err().to_string());
+        assert_eq!(message.lines().count(), 1, "{message}");
+    }
 }
 
 #[test]

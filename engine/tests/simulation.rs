@@ -127,6 +127,7 @@ impl Config {
             sampler: Box::new(SortSampler),
             scheduler: self.scheduler,
             selection: Selection::none(),
+            engagement: Engagement::default(),
             tokenizer: None,
             chat_template: None,
             seed: 0,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aisp_engine::ModelSource;
+use aisp_engine::{ModelSource, Selection};
 
 use crate::LabError;
 use crate::gate::{Outputs, Tolerance};
@@ -93,6 +93,12 @@ impl ArmSpec {
     /// An arm without switches.
     pub fn named(name: &str) -> Self {
         Self { name: name.to_owned(), ..Self::default() }
+    }
+
+    /// An arm that asks for a stack of switches.
+    pub fn stack(name: &str, selection: &Selection) -> Self {
+        let requested = selection.iter().map(|o| o.name().to_owned()).collect();
+        Self { requested, ..Self::named(name) }
     }
 }
 

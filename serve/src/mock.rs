@@ -9,7 +9,7 @@ use aisp_engine::runner::{MockFault, MockRunner};
 use aisp_engine::sampler::CandidateSampler;
 use aisp_engine::scheduler::{ChunkedPrefill, ContinuousBatching, SchedulerConfig, SchedulerPolicies};
 use aisp_engine::text::{ChatTemplate, GgufVocab, TextError, Tokenizer};
-use aisp_engine::{Engine, EngineError, EngineParts, ModelInfo, Selection};
+use aisp_engine::{Engagement, Engine, EngineError, EngineParts, ModelInfo, Selection};
 
 /// Name of the token that ends an answer.
 const END: &str = "<|end|>";
@@ -85,6 +85,7 @@ impl MockEngine {
                 max_num_batched_tokens: self.max_num_batched_tokens,
             },
             selection: Selection::exact(),
+            engagement: Engagement::default(),
             tokenizer: Some(tokenizer),
             chat_template: Some(ChatTemplate::new(TEMPLATE)?),
             seed: 0,

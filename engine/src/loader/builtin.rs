@@ -15,7 +15,7 @@ const BYTES: &[u8] = include_bytes!("../../assets/story-12m-q8_0.gguf");
 ///
 /// Errors: a build without the cargo feature `builtin-model`.
 pub(crate) fn load(options: &LoadOptions) -> Result<Checkpoint, LoadError> {
-    gguf::load_bytes(bytes()?, ModelSource::Builtin, options)
+    gguf::load_static(bytes()?, ModelSource::Builtin, options)
 }
 
 /// The built-in model's tokenizer and template for a model without its own, filled up to `vocab_size` tokens. Special

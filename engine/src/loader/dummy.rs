@@ -252,7 +252,7 @@ mod tests {
                 assert_eq!(tensor.dtype(), dtype);
                 tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
             }
-            Weight::Quantized(_) => panic!("dummy weights are dense"),
+            Weight::Quantized(_) | Weight::Mapped(_) => panic!("dummy weights are dense"),
         }
     }
 

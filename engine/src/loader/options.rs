@@ -12,6 +12,8 @@ pub struct LoadOptions {
     pub device: Device,
     /// Type of every weight that is not quantized. `None`: f32 on the CPU, bf16 elsewhere.
     pub dtype: Option<DType>,
+    /// Leave matrices in the file, mapped, until they are packed. On the CPU alone.
+    pub mapped: bool,
     /// Seed of a dummy model's weights.
     pub seed: u64,
     /// Show progress bars on standard error.
@@ -23,11 +25,16 @@ pub struct LoadOptions {
 impl Default for LoadOptions {
     /// On the CPU, quiet, the hub as the environment says.
     fn default() -> Self {
-        Self { device: Device::Cpu, dtype: None, seed: 0, progress: false, hub: HubOptions::from_env() }
+        Self { device: Device::Cpu, dtype: None, mapped: false, seed: 0, progress: false, hub: HubOptions::from_env() }
     }
 }
 
 impl LoadOptions {
+    /// Whether matrices stay in the file.
+    pub(crate) fn maps(&self) -> bool {
+        self.mapped && self.device.is_cpu()
+    }
+
     /// The type of weights that are not quantized.
     ///
     /// Errors: a type that nothing computes in.

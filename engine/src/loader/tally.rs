@@ -32,6 +32,10 @@ impl Tally {
                 self.weight_bytes += tensor.storage_size_in_bytes() as u64;
                 file_format.to_owned()
             }
+            Weight::Mapped(tensor) => {
+                self.weight_bytes += weight.num_bytes();
+                if tensor.is_quantized() { file_format.to_owned() } else { file_format.to_lowercase() }
+            }
         };
         if !matches!(spec.role, TensorRole::Norm | TensorRole::Bias) {
             *self.matrix_values_by_format.entry(format).or_default() += num_values;

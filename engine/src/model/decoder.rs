@@ -12,7 +12,7 @@ use super::ModelContext;
 use super::config::ModelConfig;
 use super::rope_frequencies::rope_frequencies;
 use super::take::{Projection, Take};
-use super::weights::Weight;
+use super::weights::HeapWeight;
 use crate::error::EngineError;
 use crate::runner::{AttentionBackend, Qkv, StepInput};
 
@@ -66,9 +66,9 @@ impl Decoder {
             true => take.linear_of(Projection { weight: table.clone(), bias: None, tied: true })?,
             false => take.linear("lm_head", config.hidden_size, config.vocab_size, false)?,
         };
-        let embedding = match table {
-            Weight::Dense(table) => Embedding::Dense(table),
-            Weight::Quantized(table) => Embedding::Quantized(table),
+        let embedding = match table.into_heap()? {
+            HeapWeight::Dense(table) => Embedding::Dense(table),
+            HeapWeight::Quantized(table) => Embedding::Quantized(table),
         };
         let layers = (0..config.num_layers).map(|layer| Layer::new(config, layer, take));
         Ok(Self {

@@ -14,8 +14,8 @@ use aisp_kernels::linear::{Activations, PackedLinear};
 use aisp_kernels::rms_norm::{Norm, residual_add_rms_norm, rms_norm_rows};
 use aisp_kernels::rope::{Qkv, RopeStore, RopeTable, rope_and_store};
 use aisp_kernels::silu_mul::silu_mul_rows;
-use candle_core::Result;
 use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Result};
 use tracing::debug_span;
 
 use super::config::ModelConfig;
@@ -256,6 +256,7 @@ impl Layer {
 fn row_table(table: &Weight) -> Result<Arc<QTensor>> {
     match table {
         Weight::Quantized(table) => Ok(table.clone()),
+        Weight::Mapped(table) => Ok(Arc::new(table.stored().to_qtensor(&Device::Cpu)?)),
         Weight::Dense(table) => {
             let dtype = match table.dtype() {
                 candle_core::DType::BF16 => GgmlDType::BF16,

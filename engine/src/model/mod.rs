@@ -11,7 +11,7 @@ pub use config::{Architecture, ModelConfig, RopeScaling, RopeStyle};
 pub use decoder::Decoder;
 pub use fused::FusedDecoder;
 pub use take::PackedWeights;
-pub use weights::{Weight, Weights};
+pub use weights::{FileBytes, HeapWeight, MappedTensor, Weight, Weights};
 
 use aisp_kernels::linear::WeightType;
 use candle_core::{DType, Device};

@@ -1,9 +1,9 @@
 //! Takes tensors out of a checkpoint and checks their shapes.
 
 use aisp_kernels::linear::{Linear, LinearSource, PackedLinear, WeightType};
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
-use super::weights::{Weight, Weights};
+use super::weights::{HeapWeight, Weight, Weights};
 use crate::compute::Compute;
 use crate::error::EngineError;
 use crate::plan::LinearKind;
@@ -42,6 +42,7 @@ impl Projection {
         match &self.weight {
             Weight::Dense(weight) => LinearSource::Dense(weight, self.bias.as_ref()),
             Weight::Quantized(weight) => LinearSource::Quantized(weight, self.bias.as_ref()),
+            Weight::Mapped(weight) => LinearSource::Stored(weight.stored(), self.bias.as_ref()),
         }
     }
 }
@@ -50,17 +51,19 @@ impl Take<'_> {
     pub fn weight(&mut self, name: &str, shape: &[usize]) -> std::result::Result<Weight, EngineError> {
         let fail = |message: String| EngineError::Weight { name: name.to_owned(), message };
         let weight = self.weights.take(name).ok_or_else(|| fail("is missing from the checkpoint".into()))?;
-        if weight.shape().dims() != shape {
-            return Err(fail(format!("has shape {:?}, the config asks for {shape:?}", weight.shape().dims())));
+        if weight.dims() != shape {
+            return Err(fail(format!("has shape {:?}, the config asks for {shape:?}", weight.dims())));
         }
         Ok(weight)
     }
 
     pub fn vector(&mut self, name: &str, len: usize) -> std::result::Result<Tensor, EngineError> {
-        match self.weight(name, &[len])? {
-            Weight::Dense(tensor) => Ok(tensor.to_dtype(self.dtype)?),
-            Weight::Quantized(tensor) => Ok(tensor.dequantize(&tensor.device())?.to_dtype(self.dtype)?),
-        }
+        let tensor = match self.weight(name, &[len])? {
+            Weight::Dense(tensor) => tensor,
+            Weight::Quantized(tensor) => tensor.dequantize(&tensor.device())?,
+            Weight::Mapped(tensor) => tensor.stored().to_tensor(&Device::Cpu)?,
+        };
+        Ok(tensor.to_dtype(self.dtype)?)
     }
 
     pub fn values(&mut self, name: &str, len: usize) -> std::result::Result<Vec<f32>, EngineError> {
@@ -95,9 +98,9 @@ impl Take<'_> {
         if self.kind == LinearKind::Packed {
             return Ok(Linear::packed(self.pack(&[projection])?, self.compute.team.clone()));
         }
-        match projection.weight {
-            Weight::Dense(weight) => Ok(Linear::dense(weight.to_dtype(self.dtype)?, projection.bias)),
-            Weight::Quantized(weight) => Linear::quantized(weight, projection.bias),
+        match projection.weight.into_heap()? {
+            HeapWeight::Dense(weight) => Ok(Linear::dense(weight.to_dtype(self.dtype)?, projection.bias)),
+            HeapWeight::Quantized(weight) => Linear::quantized(weight, projection.bias),
         }
     }
 

@@ -1,10 +1,13 @@
 //! A checkpoint's tensors under one naming scheme, whatever file they came from.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::quantized::QTensor;
-use candle_core::{Shape, Tensor};
+use aisp_kernels::MappedFile;
+use aisp_kernels::linear::StoredTensor;
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
 
 /// One tensor of a checkpoint.
 #[derive(Debug, Clone)]
@@ -13,15 +16,90 @@ pub enum Weight {
     Dense(Tensor),
     /// Blocks of quantized values, as in a GGUF file.
     Quantized(Arc<QTensor>),
+    /// Either, still in its file.
+    Mapped(MappedTensor),
+}
+
+/// One tensor of a checkpoint, in the heap.
+#[derive(Debug, Clone)]
+pub enum HeapWeight {
+    /// Plain values.
+    Dense(Tensor),
+    /// Blocks of quantized values.
+    Quantized(Arc<QTensor>),
+}
+
+/// Bytes of a file that are there without having been read into the heap.
+#[derive(Debug, Clone)]
+pub enum FileBytes {
+    /// Part of the program.
+    Static(&'static [u8]),
+    /// A file of the page cache.
+    Mapped(Arc<MappedFile>),
+}
+
+impl AsRef<[u8]> for FileBytes {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Static(bytes) => bytes,
+            Self::Mapped(file) => file,
+        }
+    }
+}
+
+/// A tensor in its file. The file stays mapped as long as one of its tensors lives.
+#[derive(Debug, Clone)]
+pub struct MappedTensor {
+    file: FileBytes,
+    range: Range<usize>,
+    dtype: GgmlDType,
+    shape: Vec<usize>,
+}
+
+impl MappedTensor {
+    /// The bytes `range` of a file; `None` if they are outside of it or do not fit the shape.
+    pub fn new(file: FileBytes, range: Range<usize>, dtype: GgmlDType, shape: &[usize]) -> Option<Self> {
+        let num_values = shape.iter().try_fold(1_usize, |product, dim| product.checked_mul(*dim))?;
+        let fits = num_values.is_multiple_of(dtype.block_size())
+            && (num_values / dtype.block_size()).checked_mul(dtype.type_size()) == Some(range.len());
+        file.as_ref().get(range.clone()).filter(|_| fits)?;
+        Some(Self { file, range, dtype, shape: shape.to_vec() })
+    }
+
+    /// Where it lies.
+    pub fn stored(&self) -> StoredTensor<'_> {
+        let bytes = self.file.as_ref().get(self.range.clone()).unwrap_or_default();
+        StoredTensor { bytes, dtype: self.dtype, dims: &self.shape }
+    }
+
+    /// Whether its values are in blocks.
+    pub fn is_quantized(&self) -> bool {
+        !matches!(self.dtype, GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16)
+    }
 }
 
 impl Weight {
     /// Outer dimension first: a projection is `[out_features, in_features]`.
-    pub fn shape(&self) -> &Shape {
+    pub fn dims(&self) -> &[usize] {
         match self {
-            Self::Dense(tensor) => tensor.shape(),
-            Self::Quantized(tensor) => tensor.shape(),
+            Self::Dense(tensor) => tensor.dims(),
+            Self::Quantized(tensor) => tensor.shape().dims(),
+            Self::Mapped(tensor) => &tensor.shape,
         }
+    }
+
+    /// The same in the heap: blocks as they are, plain values too.
+    ///
+    /// Errors: out of memory.
+    pub fn into_heap(self) -> candle_core::Result<HeapWeight> {
+        Ok(match self {
+            Self::Dense(tensor) => HeapWeight::Dense(tensor),
+            Self::Quantized(tensor) => HeapWeight::Quantized(tensor),
+            Self::Mapped(tensor) if tensor.is_quantized() => {
+                HeapWeight::Quantized(Arc::new(tensor.stored().to_qtensor(&Device::Cpu)?))
+            }
+            Self::Mapped(tensor) => HeapWeight::Dense(tensor.stored().to_tensor(&Device::Cpu)?),
+        })
     }
 
     /// Bytes in memory.
@@ -29,6 +107,7 @@ impl Weight {
         match self {
             Self::Dense(tensor) => (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64,
             Self::Quantized(tensor) => tensor.storage_size_in_bytes() as u64,
+            Self::Mapped(tensor) => tensor.range.len() as u64,
         }
     }
 }
@@ -56,8 +135,12 @@ impl Weights {
     /// Errors: out of memory.
     pub fn dequantize(&mut self) -> candle_core::Result<()> {
         for weight in self.tensors.values_mut() {
-            if let Weight::Quantized(tensor) = weight {
-                *weight = Weight::Dense(tensor.dequantize(&tensor.device())?);
+            match weight {
+                Weight::Quantized(tensor) => *weight = Weight::Dense(tensor.dequantize(&tensor.device())?),
+                Weight::Mapped(tensor) if tensor.is_quantized() => {
+                    *weight = Weight::Dense(tensor.stored().to_tensor(&Device::Cpu)?);
+                }
+                Weight::Mapped(_) | Weight::Dense(_) => {}
             }
         }
         Ok(())
@@ -66,6 +149,11 @@ impl Weights {
     /// Bytes in memory of all tensors not taken yet.
     pub fn num_bytes(&self) -> u64 {
         self.tensors.values().map(Weight::num_bytes).sum()
+    }
+
+    /// How many of the tensors not taken yet are still in their file.
+    pub fn num_mapped(&self) -> usize {
+        self.tensors.values().filter(|weight| matches!(weight, Weight::Mapped(_))).count()
     }
 
     /// Whether the tensor is there.

@@ -7,8 +7,8 @@ pub use selection::{Selection, SelectionError};
 pub use spec::{Devices, Exactness, LogitBound, Saving, Slot, Spec};
 
 use crate::plan::{
-    AttentionKind, KvLayout, KvTypeKind, LinearKind, Plan, PointwiseKind, PrefillKind, PrefixReuse, SamplerKind,
-    SchedulerKind, TeamKind, WeightKind,
+    AttentionKind, KvLayout, KvTypeKind, LinearKind, LoadingKind, Plan, PointwiseKind, PrefillKind, PrefixReuse,
+    SamplerKind, SchedulerKind, TeamKind, WeightKind,
 };
 
 /// A switch. Declaration order is application order.
@@ -42,6 +42,8 @@ pub enum Optimization {
     WeightsFp4,
     /// Small ops fused, in a workspace.
     FusedOps,
+    /// Weights are packed out of the mapped file.
+    MmapLoading,
     /// A pool of threads of our own.
     PinnedPool,
     /// Tokens are drawn without sorting the vocabulary.
@@ -50,7 +52,7 @@ pub enum Optimization {
 
 impl Optimization {
     /// Every optimization, in application order.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::ContinuousBatching,
         Self::ChunkedPrefill,
         Self::PagedKv,
@@ -65,6 +67,7 @@ impl Optimization {
         Self::WeightsFp8,
         Self::WeightsFp4,
         Self::FusedOps,
+        Self::MmapLoading,
         Self::PinnedPool,
         Self::FastSampler,
     ];
@@ -139,50 +142,31 @@ impl Optimization {
             Self::KvF16 => Spec {
                 name: "kv-f16",
                 summary: "keys and values in half precision",
-                slot: Slot::KvType,
-                baseline: "model type",
-                saves: &[Saving::Memory, Saving::Time],
                 exactness: Exactness::Tolerance,
                 bound: Some(LogitBound::KERNEL),
-                requires: &[Self::PagedKv, Self::FlashAttention],
                 conflicts: &[Self::KvFp8, Self::KvFp4],
-                devices: Devices::Cpu,
-                in_all: false,
-                engages_when: "a token is stored",
                 counts: "tokens stored in f16",
                 source: "IEEE 754 binary16",
+                ..Spec::KV_TYPE
             },
             Self::KvFp8 => Spec {
                 name: "kv-fp8",
                 summary: "keys and values in 8 bits (e4m3), a scale for each head of a token",
-                slot: Slot::KvType,
-                baseline: "model type",
-                saves: &[Saving::Memory, Saving::Time],
-                exactness: Exactness::Lossy,
                 bound: Some(LogitBound { mean_kl: 6e-3, high_kl: 0.1, same_top: 0.95, perplexity: 0.015 }),
-                requires: &[Self::PagedKv, Self::FlashAttention],
                 conflicts: &[Self::KvF16, Self::KvFp4],
-                devices: Devices::Cpu,
                 in_all: true,
-                engages_when: "a token is stored",
                 counts: "tokens stored in fp8",
                 source: "FP8 formats, arXiv 2209.05433",
+                ..Spec::KV_TYPE
             },
             Self::KvFp4 => Spec {
                 name: "kv-fp4",
                 summary: "keys and values in 4 bits (e2m1), a scale for each block",
-                slot: Slot::KvType,
-                baseline: "model type",
-                saves: &[Saving::Memory, Saving::Time],
-                exactness: Exactness::Lossy,
                 bound: Some(LogitBound { mean_kl: 0.08, high_kl: 1.2, same_top: 0.84, perplexity: 0.05 }),
-                requires: &[Self::PagedKv, Self::FlashAttention],
                 conflicts: &[Self::KvF16, Self::KvFp8],
-                devices: Devices::Cpu,
-                in_all: false,
-                engages_when: "a token is stored",
                 counts: "tokens stored in fp4",
                 source: "OCP Microscaling Formats 1.0",
+                ..Spec::KV_TYPE
             },
             Self::FlashAttention => Spec {
                 name: "flash-attention",
@@ -264,6 +248,22 @@ impl Optimization {
                 counts: "tokens through fused ops",
                 source: "own",
             },
+            Self::MmapLoading => Spec {
+                name: "mmap-loading",
+                summary: "matrices stay in the mapped file until they are packed, instead of a copy in the heap",
+                slot: Slot::Loading,
+                baseline: "read into heap",
+                saves: &[Saving::Time, Saving::Memory],
+                exactness: Exactness::Bitwise,
+                bound: None,
+                requires: &[],
+                conflicts: &[],
+                devices: Devices::Cpu,
+                in_all: true,
+                engages_when: "the model is a file or built in",
+                counts: "matrices taken from the mapped file",
+                source: "mmap(2)",
+            },
             Self::PinnedPool => Spec {
                 name: "pinned-pool",
                 summary: "a persistent pool that spins briefly, then parks, and hands work out in pieces",
@@ -331,6 +331,7 @@ impl Optimization {
             Self::WeightsFp8 => plan.weights = WeightKind::Fp8,
             Self::WeightsFp4 => plan.weights = WeightKind::Fp4,
             Self::FusedOps => plan.pointwise = PointwiseKind::Fused,
+            Self::MmapLoading => plan.loading = LoadingKind::Mapped,
             Self::PinnedPool => plan.team = TeamKind::Pinned,
             Self::FastSampler => plan.sampler = SamplerKind::Candidates,
         }

@@ -38,6 +38,24 @@ pub struct Spec {
 }
 
 impl Spec {
+    /// What the switches of the keys' and values' type have in common.
+    pub(super) const KV_TYPE: Self = Self {
+        name: "",
+        summary: "",
+        slot: Slot::KvType,
+        baseline: "model type",
+        saves: &[Saving::Memory, Saving::Time],
+        exactness: Exactness::Lossy,
+        bound: None,
+        requires: &[Optimization::PagedKv, Optimization::FlashAttention],
+        conflicts: &[],
+        devices: Devices::Cpu,
+        in_all: false,
+        engages_when: "a token is stored",
+        counts: "",
+        source: "",
+    };
+
     /// What the switches of the weight type slot have in common. None is in `all`: on a quantized checkpoint, such as
     /// the built-in one, they have nothing to convert.
     pub(super) const WEIGHTS: Self = Self {
@@ -79,6 +97,8 @@ pub enum Slot {
     WeightType,
     /// How the small ops between them are computed.
     Pointwise,
+    /// How a checkpoint comes into memory.
+    Loading,
     /// Which threads compute.
     Threads,
     /// How a token is drawn.
@@ -97,6 +117,7 @@ impl fmt::Display for Slot {
             Self::Linear => "linear",
             Self::WeightType => "weight type",
             Self::Pointwise => "pointwise",
+            Self::Loading => "loading",
             Self::Threads => "CPU threads",
             Self::Sampler => "sampler",
         })

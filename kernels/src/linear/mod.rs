@@ -12,6 +12,7 @@ mod quantize;
 #[cfg(test)]
 mod quantize_tests;
 mod repack;
+mod stored;
 mod tensor_op;
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use candle_core::{D, Module, Result, Tensor};
 pub use self::activations::{ActivationForm, Activations};
 pub use self::packed::{LinearSource, PackedLinear};
 pub use self::quantize::WeightType;
+pub use self::stored::StoredTensor;
 use crate::{Cost, matmul};
 
 /// Weights `[out_features, in_features]` and an optional bias `[out_features]`.

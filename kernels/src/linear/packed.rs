@@ -18,6 +18,7 @@ use super::kernels::{self, Lanes};
 use super::output::SharedMatrix;
 use super::quantize::WeightType;
 use super::repack::{self, PanelBytes};
+use super::stored::StoredTensor;
 use crate::team::{Team, for_each_item};
 use crate::{Isa, KernelError};
 
@@ -33,6 +34,8 @@ pub enum LinearSource<'a> {
     Quantized(&'a QTensor, Option<&'a Tensor>),
     /// Weights in f32, f16 or bf16.
     Dense(&'a Tensor, Option<&'a Tensor>),
+    /// GGUF blocks or plain floats, in place.
+    Stored(StoredTensor<'a>, Option<&'a Tensor>),
 }
 
 /// A layer, or several that share their input, ready for one instruction set.
@@ -212,6 +215,7 @@ impl LinearSource<'_> {
         match self {
             Self::Quantized(weight, _) => PanelFormat::of(weight.dtype()).is_some_and(PanelFormat::is_dense),
             Self::Dense(weight, _) => matches!(weight.dtype(), DType::F32 | DType::F16 | DType::BF16),
+            Self::Stored(tensor, _) => PanelFormat::of(tensor.dtype).is_some_and(PanelFormat::is_dense),
         }
     }
 
@@ -219,12 +223,13 @@ impl LinearSource<'_> {
         match self {
             Self::Quantized(weight, _) => weight.shape().dims(),
             Self::Dense(weight, _) => weight.dims(),
+            Self::Stored(tensor, _) => tensor.dims,
         }
     }
 
     fn bias(&self) -> Option<&Tensor> {
         match self {
-            Self::Quantized(_, bias) | Self::Dense(_, bias) => *bias,
+            Self::Quantized(_, bias) | Self::Dense(_, bias) | Self::Stored(_, bias) => *bias,
         }
     }
 }

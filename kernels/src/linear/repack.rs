@@ -1,8 +1,8 @@
 //! From the rows of a source to panels of 16 interleaved rows.
 
 use bytemuck::Zeroable;
-use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{DType, Tensor};
+use candle_core::quantized::GgmlDType;
+use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
 use super::format::{BLOCK, BlockLayout, E4M3_SCALE_BYTES, LANES, PanelFormat, with_layout};
@@ -52,36 +52,36 @@ pub(crate) fn pack_panels(
         let values = match source {
             LinearSource::Quantized(weight, _) => weight.dequantize(&weight.device())?,
             LinearSource::Dense(weight, _) => weight.to_dtype(DType::F32)?,
+            LinearSource::Stored(tensor, _) => tensor.to_tensor(&Device::Cpu)?.to_dtype(DType::F32)?,
         };
         let values = values.flatten_all()?.to_vec1::<f32>()?;
         return Ok((format, pack_converted(&values, weight_type, format, columns, team)));
     }
     match source {
-        LinearSource::Quantized(weight, _) => pack_quantized(weight, rows, columns, team),
+        LinearSource::Quantized(weight, _) => pack_stored(&weight.data()?, weight.dtype(), rows, columns, team),
         LinearSource::Dense(weight, _) => pack_dense(weight, rows, columns, team),
+        LinearSource::Stored(tensor, _) => pack_stored(tensor.bytes, tensor.dtype, rows, columns, team),
     }
 }
 
-fn pack_quantized(
-    weight: &QTensor,
+fn pack_stored(
+    data: &[u8],
+    dtype: GgmlDType,
     rows: usize,
     columns: usize,
     team: &dyn Team,
 ) -> Result<(PanelFormat, PanelBytes), KernelError> {
-    let dtype = weight.dtype();
     let unsupported = || KernelError::UnsupportedType { dtype: format!("{dtype:?}") };
     let format = PanelFormat::of(dtype).ok_or_else(unsupported)?;
-    let data = weight.data()?;
-    if format.is_dense() {
-        return Ok((format, interleave(&data, rows, columns, dtype.type_size(), team)));
-    }
-    if !columns.is_multiple_of(dtype.block_size())
-        || data.len() < rows * columns / dtype.block_size() * dtype.type_size()
-    {
+    let whole_blocks = columns.is_multiple_of(dtype.block_size());
+    if !whole_blocks || data.len() != rows * columns / dtype.block_size() * dtype.type_size() {
         return Err(unsupported());
     }
+    if format.is_dense() {
+        return Ok((format, interleave(data, rows, columns, dtype.type_size(), team)));
+    }
     let pack = with_layout!(format, L => pack_blocks::<L>, dense => return Err(unsupported()));
-    Ok((format, pack(&data, dtype, rows, columns, team)))
+    Ok((format, pack(data, dtype, rows, columns, team)))
 }
 
 fn pack_blocks<L: BlockLayout>(
@@ -91,44 +91,25 @@ fn pack_blocks<L: BlockLayout>(
     columns: usize,
     team: &dyn Team,
 ) -> PanelBytes {
-    let num_cells = columns / BLOCK;
-    let panel_bytes = num_cells * L::CELL_BYTES;
     let row_bytes = columns / dtype.block_size() * dtype.type_size();
-    let num_panels = rows.div_ceil(LANES);
-    let mut panels = PanelBytes::zeroed(num_panels * panel_bytes);
-    for_each_chunk(
-        team,
-        &mut panels.bytes_mut()[..num_panels * panel_bytes],
-        panel_bytes.max(1),
-        |panel_idx, panel| {
-            for (lane, row) in data.chunks_exact(row_bytes).skip(panel_idx * LANES).take(LANES).enumerate() {
-                for (block_idx, cell) in panel.chunks_exact_mut(L::CELL_BYTES).enumerate() {
-                    if let Some(block) = gguf::decode_block(dtype, row, block_idx) {
-                        block.write::<L>(cell, lane);
-                    }
-                }
+    fill_panels(data, row_bytes, rows, columns / BLOCK * L::CELL_BYTES, team, |lane, row, panel| {
+        for (block_idx, cell) in panel.chunks_exact_mut(L::CELL_BYTES).enumerate() {
+            if let Some(block) = gguf::decode_block(dtype, row, block_idx) {
+                block.write::<L>(cell, lane);
             }
-        },
-    );
-    panels
+        }
+    })
 }
 
 /// Quantizes floats, row-major.
 fn pack_converted(values: &[f32], to: WeightType, format: PanelFormat, columns: usize, team: &dyn Team) -> PanelBytes {
-    let panel_bytes = format.panel_bytes(columns);
-    let num_panels = (values.len() / columns).div_ceil(LANES);
-    let mut panels = PanelBytes::zeroed(num_panels * panel_bytes);
-    for_each_chunk(team, &mut panels.bytes_mut()[..num_panels * panel_bytes], panel_bytes, |panel_idx, panel| {
-        let rows = values.chunks_exact(columns).skip(panel_idx * LANES).take(LANES);
-        for (lane, row) in rows.enumerate() {
-            with_layout!(format, L => {
-                for (block, cell) in to.blocks(row).iter().zip(panel.chunks_exact_mut(L::CELL_BYTES)) {
-                    block.write::<L>(cell, lane);
-                }
-            }, dense => write_e4m3(row, panel, lane));
-        }
-    });
-    panels
+    fill_panels(values, columns, values.len() / columns, format.panel_bytes(columns), team, |lane, row, panel| {
+        with_layout!(format, L => {
+            for (block, cell) in to.blocks(row).iter().zip(panel.chunks_exact_mut(L::CELL_BYTES)) {
+                block.write::<L>(cell, lane);
+            }
+        }, dense => write_e4m3(row, panel, lane));
+    })
 }
 
 fn write_e4m3(row: &[f32], panel: &mut [u8], lane: usize) {
@@ -165,20 +146,28 @@ fn pack_dense(
 
 /// Elements of `size` bytes: for each column, one of each row of the panel.
 fn interleave(data: &[u8], rows: usize, columns: usize, size: usize, team: &dyn Team) -> PanelBytes {
-    let panel_bytes = columns * LANES * size;
-    let num_panels = rows.div_ceil(LANES);
-    let mut panels = PanelBytes::zeroed(num_panels * panel_bytes);
-    for_each_chunk(
-        team,
-        &mut panels.bytes_mut()[..num_panels * panel_bytes],
-        panel_bytes.max(1),
-        |panel_idx, panel| {
-            for (lane, row) in data.chunks_exact(columns * size).skip(panel_idx * LANES).take(LANES).enumerate() {
-                for (element, vector) in row.chunks_exact(size).zip(panel.chunks_exact_mut(LANES * size)) {
-                    vector[lane * size..(lane + 1) * size].copy_from_slice(element);
-                }
-            }
-        },
-    );
+    fill_panels(data, columns * size, rows, columns * LANES * size, team, |lane, row, panel| {
+        for (element, vector) in row.chunks_exact(size).zip(panel.chunks_exact_mut(LANES * size)) {
+            vector[lane * size..(lane + 1) * size].copy_from_slice(element);
+        }
+    })
+}
+
+/// Panels of [`LANES`] rows each; `write` puts a row of `row_len` elements into its lane of its panel.
+fn fill_panels<T: Sync>(
+    data: &[T],
+    row_len: usize,
+    rows: usize,
+    panel_bytes: usize,
+    team: &dyn Team,
+    write: impl Fn(usize, &[T], &mut [u8]) + Sync,
+) -> PanelBytes {
+    let num_bytes = rows.div_ceil(LANES) * panel_bytes;
+    let mut panels = PanelBytes::zeroed(num_bytes);
+    for_each_chunk(team, &mut panels.bytes_mut()[..num_bytes], panel_bytes.max(1), |panel_idx, panel| {
+        for (lane, row) in data.chunks_exact(row_len).skip(panel_idx * LANES).take(LANES).enumerate() {
+            write(lane, row, panel);
+        }
+    });
     panels
 }

@@ -188,8 +188,7 @@ impl Experiment for HttpExperiment {
     }
 
     fn arms(&self) -> Vec<ArmSpec> {
-        let requested = |arm: &HttpArm| arm.selection.iter().map(|o| o.name().to_owned()).collect();
-        self.arms.iter().map(|arm| ArmSpec { requested: requested(arm), ..ArmSpec::named(&arm.name) }).collect()
+        self.arms.iter().map(|arm| ArmSpec::stack(&arm.name, &arm.selection)).collect()
     }
 
     fn set_up(&mut self, arm: usize) -> Result<(), LabError> {

@@ -185,8 +185,7 @@ impl Experiment for LlamaCpp {
     }
 
     fn arms(&self) -> Vec<ArmSpec> {
-        let requested = Self::selection().iter().map(|o| o.name().to_owned()).collect();
-        vec![ArmSpec::named("llama.cpp"), ArmSpec { requested, ..ArmSpec::named("aisp") }]
+        vec![ArmSpec::named("llama.cpp"), ArmSpec::stack("aisp", &Self::selection())]
     }
 
     fn set_up(&mut self, arm: usize) -> Result<(), LabError> {

@@ -130,8 +130,7 @@ impl Experiment for PrefixCaching {
     }
 
     fn arms(&self) -> Vec<ArmSpec> {
-        let requested = |selection: &Selection| selection.iter().map(|o| o.name().to_owned()).collect();
-        self.arms.iter().map(|(name, s)| ArmSpec { requested: requested(s), ..ArmSpec::named(name) }).collect()
+        self.arms.iter().map(|(name, selection)| ArmSpec::stack(name, selection)).collect()
     }
 
     fn set_up(&mut self, arm: usize) -> Result<(), LabError> {

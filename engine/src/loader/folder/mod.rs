@@ -15,7 +15,7 @@ use crate::model::{ModelConfig, Weight, Weights};
 
 use super::checkpoint::Checkpoint;
 use super::error::{FieldError, LoadError, printable};
-use super::layout::{TensorSpec, tensor_specs};
+use super::layout::{TensorRole, TensorSpec, tensor_specs};
 use super::memory;
 use super::options::LoadOptions;
 use super::source::ModelSource;
@@ -50,7 +50,7 @@ fn read_weights(folder: &Path, config: &ModelConfig, options: &LoadOptions) -> R
     let mut shards = Vec::new();
     let mut shard_of = HashMap::new();
     for (index, name) in shards::shard_names(folder)?.iter().enumerate() {
-        let shard = SafetensorsFile::open(&folder.join(name))?;
+        let shard = SafetensorsFile::open(&folder.join(name), options.maps())?;
         for tensor in shard.tensor_names() {
             if let Some(first) = shard_of.insert(tensor.clone(), index) {
                 let problem = format!("is in shard {} too", first + 1);
@@ -75,8 +75,14 @@ fn read_weights(folder: &Path, config: &ModelConfig, options: &LoadOptions) -> R
         let Some(shard) = shard else {
             return Err(LoadError::MissingTensor { file: shown, name: spec.name.clone() });
         };
-        let (tensor, file_format) = shard.read(&spec.name, dtype, &options.device)?;
-        let weight = Weight::Dense(tensor);
+        let is_vector = matches!(spec.role, TensorRole::Norm | TensorRole::Bias);
+        let (weight, file_format) = match shard.mapped(&spec.name)?.filter(|_| !is_vector) {
+            Some(mapped) => mapped,
+            None => {
+                let (tensor, file_format) = shard.read(&spec.name, dtype, &options.device)?;
+                (Weight::Dense(tensor), file_format)
+            }
+        };
         tally.add(spec, &weight, file_format);
         weights.insert(&spec.name, weight);
     }

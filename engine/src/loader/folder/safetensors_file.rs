@@ -4,12 +4,16 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
+use std::sync::Arc;
 
+use aisp_kernels::MappedFile;
+use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::super::error::{FieldError, LoadError, printable};
+use crate::model::{FileBytes, MappedTensor, Weight};
 
 /// Largest header; real ones have a few hundred bytes a tensor.
 const MAX_HEADER_BYTES: u64 = 32 << 20;
@@ -23,11 +27,13 @@ pub(crate) struct SafetensorsFile {
     pub(crate) name: String,
     header: Metadata,
     data_start: u64,
+    /// The same file, if its matrices stay there.
+    map: Option<FileBytes>,
 }
 
 impl SafetensorsFile {
     /// Opens it and checks the header against the file's length.
-    pub(crate) fn open(path: &Path) -> Result<Self, LoadError> {
+    pub(crate) fn open(path: &Path, mapped: bool) -> Result<Self, LoadError> {
         let name = printable(&path.display().to_string());
         let io = |action, error: &std::io::Error| LoadError::io(&name, action, error);
         let mut file = File::open(path).map_err(|error| io("open", &error))?;
@@ -54,7 +60,8 @@ impl SafetensorsFile {
             let problem = format!("end at byte {declared}, the file holds {present}: download it again");
             return Err(malformed("data_offsets", problem));
         }
-        Ok(Self { file, name, header, data_start })
+        let map = mapped.then(|| MappedFile::open(path)).transpose().map_err(|error| io("map", &error))?;
+        Ok(Self { map: map.map(|map| FileBytes::Mapped(Arc::new(map))), file, name, header, data_start })
     }
 
     /// The tensors it holds.
@@ -65,6 +72,25 @@ impl SafetensorsFile {
     /// Shape and type of a tensor.
     pub(crate) fn info(&self, tensor: &str) -> Option<&TensorInfo> {
         self.header.info(tensor)
+    }
+
+    /// A matrix left where it is, with its type in the file; `None` if this file's are read.
+    pub(crate) fn mapped(&self, tensor: &str) -> Result<Option<(Weight, &'static str)>, LoadError> {
+        let Some(map) = &self.map else { return Ok(None) };
+        let missing = || LoadError::MissingTensor { file: self.name.clone(), name: printable(tensor) };
+        let info = self.header.info(tensor).ok_or_else(missing)?;
+        let file_dtype = float_dtype(info, tensor).map_err(|error| error.in_file(&self.name))?;
+        let ggml = match file_dtype {
+            DType::BF16 => GgmlDType::BF16,
+            DType::F16 => GgmlDType::F16,
+            _ => GgmlDType::F32,
+        };
+        let (start, end) = info.data_offsets;
+        let range = self.data_start as usize + start..self.data_start as usize + end;
+        let changed = || std::io::Error::other("the file changed while it was opened");
+        let mapped = MappedTensor::new(map.clone(), range, ggml, &info.shape);
+        let mapped = mapped.ok_or_else(|| LoadError::io(&self.name, "map", &changed()))?;
+        Ok(Some((Weight::Mapped(mapped), file_dtype.as_str())))
     }
 
     /// Reads a tensor and converts it. Returns it with its type in the file.

@@ -14,8 +14,11 @@ mod vocab;
 use std::fs::File;
 use std::io::{BufReader, Cursor, Read, Seek};
 use std::path::Path;
+use std::sync::Arc;
 
-use crate::model::{ModelConfig, Weights};
+use aisp_kernels::MappedFile;
+
+use crate::model::{FileBytes, ModelConfig, Weights};
 
 use super::checkpoint::Checkpoint;
 use super::error::{FieldError, LoadError, printable};
@@ -47,12 +50,38 @@ pub(crate) fn load_file(path: &Path, source: ModelSource, options: &LoadOptions)
         Ok((file, metadata.len()))
     };
     let (file, length) = open().map_err(|error| LoadError::io(&name, "open", &error))?;
-    load_reader(file, length, name, source, options)
+    if options.maps() && length > 0 {
+        let mapped = MappedFile::open(path).map_err(|error| LoadError::io(&name, "map", &error))?;
+        return load_mapped(FileBytes::Mapped(Arc::new(mapped)), name, source, options);
+    }
+    load_reader(file, length, None, name, source, options)
+}
+
+/// Loads a file that is part of the program.
+pub(crate) fn load_static(
+    bytes: &'static [u8],
+    source: ModelSource,
+    options: &LoadOptions,
+) -> Result<Checkpoint, LoadError> {
+    match options.maps() {
+        true => load_mapped(FileBytes::Static(bytes), source.to_string(), source, options),
+        false => load_bytes(bytes, source, options),
+    }
+}
+
+fn load_mapped(
+    file: FileBytes,
+    name: String,
+    source: ModelSource,
+    options: &LoadOptions,
+) -> Result<Checkpoint, LoadError> {
+    let length = file.as_ref().len() as u64;
+    load_reader(Cursor::new(file.clone()), length, Some(file), name, source, options)
 }
 
 /// Loads a file that is in memory.
 pub(crate) fn load_bytes(bytes: &[u8], source: ModelSource, options: &LoadOptions) -> Result<Checkpoint, LoadError> {
-    load_reader(Cursor::new(bytes), bytes.len() as u64, source.to_string(), source, options)
+    load_reader(Cursor::new(bytes), bytes.len() as u64, None, source.to_string(), source, options)
 }
 
 /// Reads only the vocabulary and the chat template.
@@ -68,6 +97,7 @@ pub(crate) fn read_vocab(bytes: &[u8], name: &str) -> Result<(Option<GgufVocab>,
 fn load_reader<R: Read + Seek>(
     mut reader: R,
     length: u64,
+    map: Option<FileBytes>,
     file: String,
     source: ModelSource,
     options: &LoadOptions,
@@ -76,7 +106,7 @@ fn load_reader<R: Read + Seek>(
     let mut header = Header::read(BufReader::with_capacity(1 << 16, &mut reader), length).map_err(in_file)?;
     let chat_template = chat_template(&header).map_err(in_file)?;
     let vocab = take_vocab(&mut header.metadata).map_err(in_file)?;
-    let mut tensors = TensorReader::new(reader, file.clone(), std::mem::take(&mut header.tensors));
+    let mut tensors = TensorReader::new(reader, map, file.clone(), std::mem::take(&mut header.tensors));
     let facts = tensor_facts(&mut tensors, &file)?;
     let (eos, bos) = vocab.as_ref().map_or((Vec::new(), None), |v| (eos_token_ids(v), v.bos_token_id));
     let config = read_config(&header.metadata, facts, eos, bos).map_err(in_file)?;

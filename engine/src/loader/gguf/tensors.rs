@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::sync::Arc;
 
-use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{DType, Device, Tensor};
+use aisp_kernels::linear::StoredTensor;
+use candle_core::quantized::GgmlDType;
+use candle_core::{DType, Device};
 
-use crate::model::Weight;
+use crate::model::{FileBytes, MappedTensor, Weight};
 
 use super::super::error::LoadError;
 use super::super::layout::{TensorRole, TensorSpec};
@@ -16,15 +17,17 @@ use super::header::TensorInfo;
 /// Reads tensors by their GGUF name, each at most once.
 pub(crate) struct TensorReader<R> {
     reader: R,
+    /// The same file, if its matrices stay there.
+    map: Option<FileBytes>,
     file: String,
     infos: HashMap<String, TensorInfo>,
 }
 
 impl<R: Read + Seek> TensorReader<R> {
     /// `file` stands for the file in messages.
-    pub(crate) fn new(reader: R, file: String, infos: Vec<TensorInfo>) -> Self {
+    pub(crate) fn new(reader: R, map: Option<FileBytes>, file: String, infos: Vec<TensorInfo>) -> Self {
         let infos = infos.into_iter().map(|info| (info.name.clone(), info)).collect();
-        Self { reader, file, infos }
+        Self { reader, map, file, infos }
     }
 
     /// Whether the tensor is there and not read yet.
@@ -73,12 +76,19 @@ impl<R: Read + Seek> TensorReader<R> {
             .infos
             .remove(name)
             .ok_or_else(|| LoadError::MissingTensor { file: self.file.clone(), name: name.to_owned() })?;
+        if let Some(map) = self.map.as_ref().filter(|_| !is_vector(spec)) {
+            let range = info.offset as usize..(info.offset + info.num_bytes) as usize;
+            let mapped = MappedTensor::new(map.clone(), range, info.tensor_type.ggml(), &info.shape);
+            let changed = || std::io::Error::other("the file changed while it was opened");
+            let mapped = mapped.ok_or_else(|| LoadError::io(&self.file, "map", &changed()))?;
+            return Ok((Weight::Mapped(mapped), info.tensor_type.name()));
+        }
         let words = self.read_words(&info)?;
-        let bytes = &bytemuck::cast_slice(&words)[..info.num_bytes as usize];
+        let stored = stored(&info, &words);
         let weight = if stays_quantized(&info, spec) {
-            quantized(&info, bytes, device).map(|tensor| Weight::Quantized(Arc::new(tensor)))
+            stored.to_qtensor(device).map(|tensor| Weight::Quantized(Arc::new(tensor)))
         } else {
-            dense(&info, bytes, device).and_then(|tensor| tensor.to_dtype(dtype)).map(Weight::Dense)
+            stored.to_tensor(device).and_then(|tensor| tensor.to_dtype(dtype)).map(Weight::Dense)
         };
         let weight = weight.map_err(|error| LoadError::tensor(format!("{}: {name}", self.file), &error))?;
         Ok((weight, info.tensor_type.name()))
@@ -88,8 +98,8 @@ impl<R: Read + Seek> TensorReader<R> {
     pub(crate) fn take_floats(&mut self, name: &str) -> Result<Option<Vec<f32>>, LoadError> {
         let Some(info) = self.infos.remove(name) else { return Ok(None) };
         let words = self.read_words(&info)?;
-        let bytes = &bytemuck::cast_slice(&words)[..info.num_bytes as usize];
-        dense(&info, bytes, &Device::Cpu)
+        stored(&info, &words)
+            .to_tensor(&Device::Cpu)
             .and_then(|tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1())
             .map(Some)
             .map_err(|error| LoadError::tensor(format!("{}: {name}", self.file), &error))
@@ -110,21 +120,14 @@ impl<R: Read + Seek> TensorReader<R> {
 }
 
 fn stays_quantized(info: &TensorInfo, spec: &TensorSpec) -> bool {
-    !matches!(info.tensor_type.ggml(), GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16)
-        && !matches!(spec.role, TensorRole::Norm | TensorRole::Bias)
+    !matches!(info.tensor_type.ggml(), GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16) && !is_vector(spec)
 }
 
-fn quantized(info: &TensorInfo, bytes: &[u8], device: &Device) -> candle_core::Result<QTensor> {
-    let storage = QStorage::from_data(bytes.into(), device, info.tensor_type.ggml())?;
-    QTensor::new(storage, info.shape.as_slice())
+fn is_vector(spec: &TensorSpec) -> bool {
+    matches!(spec.role, TensorRole::Norm | TensorRole::Bias)
 }
 
-fn dense(info: &TensorInfo, bytes: &[u8], device: &Device) -> candle_core::Result<Tensor> {
-    let dtype = match info.tensor_type.ggml() {
-        GgmlDType::F32 => DType::F32,
-        GgmlDType::F16 => DType::F16,
-        GgmlDType::BF16 => DType::BF16,
-        _ => return quantized(info, bytes, device)?.dequantize(device),
-    };
-    Tensor::from_raw_buffer(bytes, dtype, &info.shape, device)
+fn stored<'a>(info: &'a TensorInfo, words: &'a [u32]) -> StoredTensor<'a> {
+    let bytes = &bytemuck::cast_slice(words)[..info.num_bytes as usize];
+    StoredTensor { bytes, dtype: info.tensor_type.ggml(), dims: &info.shape }
 }
