@@ -153,7 +153,7 @@ typedef enum {
   AISP_OUT_SILU_MUL = 3, // W rows are [gate; up], each N/2: out bf16 [T, N/2] = silu(z[:, :N/2]) * z[:, N/2:]
 } aisp_output;
 
-// RMSNorm without a kernel of its own. A producer (AISP_OUT_RESIDUAL, aisp_embedding, aisp_rms_prepare) leaves
+// RMSNorm without a kernel of its own. A producer (AISP_OUT_RESIDUAL or aisp_embedding) leaves
 //   next_x     bf16 [T, N]    = residual * next_norm_weight                (not yet divided by the RMS)
 //   next_sumsq f32  [T, N/16] = sum of residual^2 over each 16 columns
 // and the consuming linear divides: z = (next_x W^T) / sqrt(sum(next_sumsq) / K + eps). The sum runs in a fixed order.
