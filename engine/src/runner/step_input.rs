@@ -35,6 +35,8 @@ pub struct SequenceInput {
     pub placement: KvPlacement,
     /// Its entries in `logit_rows`; the last one is that of the next token, unless this is a part of a prompt.
     pub logits: Range<usize>,
+    /// Its next token is the most likely one and nothing else is asked of its logits: a device may choose it.
+    pub greedy: bool,
 }
 
 impl SequenceInput {
@@ -77,6 +79,7 @@ impl StepInput {
                 query_start: start,
                 placement: placement.clone(),
                 logits: first_logit..input.logit_rows.len(),
+                greedy: sequence.takes_most_likely(),
             });
         }
         input

@@ -123,7 +123,15 @@ pub struct DeviceSlice<'a, T> {
     values: PhantomData<&'a T>,
 }
 
-impl<T> DeviceSlice<'_, T> {
+impl<'a, T> DeviceSlice<'a, T> {
+    /// What follows the first `start` values.
+    pub fn from(&self, start: usize) -> DeviceSlice<'a, T> {
+        assert!(start <= self.len, "{start} of a slice of {}", self.len);
+        // SAFETY: the start lies in the allocation.
+        let ptr = unsafe { self.ptr.byte_add(start * size_of::<T>()) };
+        DeviceSlice { ptr, len: self.len - start, values: PhantomData }
+    }
+
     /// Values in it.
     pub fn len(&self) -> usize {
         self.len

@@ -1,5 +1,7 @@
 //! The C interface of `cuda/aisp_cuda.h`, declaration for declaration; what each does stands there.
 #![allow(missing_docs, reason = "the header says it")]
+#![allow(unsafe_code, reason = "declarations of foreign functions; who calls one says why it is sound")]
+#![allow(dead_code, reason = "the interface is declared whole")]
 
 use std::ffi::{c_char, c_int, c_void};
 

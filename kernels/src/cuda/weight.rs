@@ -1,6 +1,8 @@
 //! Weight matrices on the device, in the format that they are multiplied in.
 #![allow(unsafe_code, reason = "packing and quantizing are foreign")]
 
+use std::ffi::c_void;
+use std::ops::Range;
 use std::sync::Arc;
 
 use half::bf16;
@@ -108,15 +110,14 @@ impl DeviceWeight {
     pub fn gguf(gpu: &Arc<Gpu>, format: WeightFormat, k: usize, parts: &[(i32, usize, &[u8])]) -> Result<Self, CudaError> {
         let n: usize = parts.iter().map(|(_, rows, _)| rows).sum();
         let weight = Self::empty(gpu, format, n, k)?;
-        // The images are kept one part after the other, so each part is packed as a matrix of its own.
-        let (mut data_start, mut scales_start) = (0, 0);
-        for &(ggml_type, rows, bytes) in parts {
-            let (data, scales) = pack(format, ggml_type, rows, k, bytes)?;
-            weight.data.upload(data_start, &data)?;
-            weight.scales.upload(scales_start, &scales)?;
-            data_start += data.len();
-            scales_start += scales.len();
+        let (mut data, mut scales) = (vec![0u8; weight.data.len()], vec![0u8; weight.scales.len()]);
+        let mut start = 0;
+        for &(ggml_type, rows, blocks) in parts {
+            pack(ggml_type, start..start + rows, k, blocks, &mut data, &mut scales)?;
+            start += rows;
         }
+        weight.data.upload(0, &data)?;
+        weight.scales.upload(0, &scales)?;
         Ok(weight)
     }
 
@@ -204,34 +205,35 @@ impl DeviceWeight {
     }
 }
 
-/// Images of data and scales of one matrix.
-fn pack(format: WeightFormat, ggml_type: i32, n: usize, k: usize, blocks: &[u8]) -> Result<(Vec<u8>, Vec<u8>), CudaError> {
-    let (code, rows, width) = (format.code(), n as i32, k as i32);
-    // SAFETY: plain arithmetic.
-    let (data_bytes, scales_bytes) =
-        unsafe { (ffi::aisp_weight_data_bytes(code, rows, width), ffi::aisp_weight_scales_bytes(code, rows, width)) };
-    let (mut data, mut scales) = (vec![0u8; data_bytes], vec![0u8; scales_bytes]);
+/// Packs rows of blocks into their places of the images of a whole matrix.
+fn pack(
+    ggml_type: i32,
+    rows: Range<usize>,
+    k: usize,
+    blocks: &[u8],
+    data: &mut [u8],
+    scales: &mut [u8],
+) -> Result<(), CudaError> {
     let (data_address, scales_address) = (data.as_mut_ptr() as usize, scales.as_mut_ptr() as usize);
-    let row_bytes = blocks.len() / n.max(1);
-    let parts: Vec<usize> = (0..n).step_by(PACK_ROWS).collect();
+    let row_bytes = blocks.len() / rows.len().max(1);
+    let parts: Vec<usize> = rows.clone().step_by(PACK_ROWS).collect();
     let packed = parts.into_par_iter().map(|begin| {
-        let end = (begin + PACK_ROWS).min(n);
-        let source = &blocks[begin * row_bytes..end * row_bytes];
+        let end = (begin + PACK_ROWS).min(rows.end);
+        let source = &blocks[(begin - rows.start) * row_bytes..(end - rows.start) * row_bytes];
         // SAFETY: rows are independent, so threads write different places of the images, whose sizes the interface
-        // gave; `source` holds the blocks of exactly these rows.
+        // gave for at least `rows.end` rows; `source` holds the blocks of exactly these rows.
         let code = unsafe {
             ffi::aisp_pack_gguf_rows(
                 ggml_type,
                 begin as i32,
                 end as i32,
-                width,
+                k as i32,
                 source.as_ptr().cast(),
-                data_address as *mut _,
-                scales_address as *mut _,
+                data_address as *mut c_void,
+                scales_address as *mut c_void,
             )
         };
         check("packing weights", code)
     });
-    packed.collect::<Result<(), CudaError>>()?;
-    Ok((data, scales))
+    packed.collect()
 }
