@@ -331,7 +331,7 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
 }
 
 template <int D, bool FP8, int NT>
-constexpr int shared_bytes() {
+__host__ __device__ constexpr int shared_bytes() {
   constexpr int ring = WARPS * Shape<D, FP8>::WARP_BYTES;
   constexpr int exchange = WARPS * NT * 8 * D * 4;
   return ring > exchange ? ring : exchange;

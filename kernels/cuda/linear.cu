@@ -45,17 +45,17 @@ struct Format<AISP_NVFP4> {
 };
 
 template <int F, int MT>
-constexpr int stage_bytes() {
+__host__ __device__ constexpr int stage_bytes() {
   return 16 * MT * (Format<F>::ROW_BYTES + Format<F>::SCALE_BYTES);
 }
 // Two kernels of a chain must fit on a multiprocessor together, three must not: rings of about 96 KiB.
 template <int F, int MT, int NT>
-constexpr int num_stages() {
+__host__ __device__ constexpr int num_stages() {
   constexpr int fit = (NT > 4 ? 80 : 96) * 1024 / (WARPS * stage_bytes<F, MT>());
   return fit < 2 ? 2 : fit > 6 ? 6 : fit;
 }
 template <int F, int MT, int NT>
-constexpr int shared_bytes() {
+__host__ __device__ constexpr int shared_bytes() {
   // The exchange of slice sums, twice, and the rows' norm scales.
   constexpr int red = 2 * WARPS * MT * 16 * NT * 8 * 4;
   return WARPS * num_stages<F, MT, NT>() * stage_bytes<F, MT>() + red + 64 * 4;
@@ -487,8 +487,10 @@ template <int F, int NT>
 int choose_tiles(const aisp_ctx *ctx, const Tiles &tiles, float tensor_scale, const aisp_linear_args &args, aisp_stream stream) {
   const int64_t rounds1 = ceil_div(tiles.num_tiles, ctx->sm_count);
   const int64_t rounds2 = 2 * ceil_div(ceil_div(tiles.num_tiles, 2), ctx->sm_count);
-  const bool two = args.num_rows > 1 && rounds2 <= rounds1;
-  return two ? start<F, 2, NT>(ctx, tiles, tensor_scale, args, stream) : start<F, 1, NT>(ctx, tiles, tensor_scale, args, stream);
+  if constexpr (NT < 8) { // beyond that, two tiles do not fit the registers
+    if (args.num_rows > 1 && rounds2 <= rounds1) return start<F, 2, NT>(ctx, tiles, tensor_scale, args, stream);
+  }
+  return start<F, 1, NT>(ctx, tiles, tensor_scale, args, stream);
 }
 
 template <int F>
@@ -506,7 +508,7 @@ int raise_limit() {
 template <int F>
 int raise_limits() {
   int (*const all[])() = {raise_limit<F, 1, 1>, raise_limit<F, 1, 2>, raise_limit<F, 1, 4>, raise_limit<F, 1, 8>,
-                          raise_limit<F, 2, 1>, raise_limit<F, 2, 2>, raise_limit<F, 2, 4>, raise_limit<F, 2, 8>};
+                          raise_limit<F, 2, 1>, raise_limit<F, 2, 2>, raise_limit<F, 2, 4>};
   for (auto raise : all)
     if (int code = raise()) return code;
   return 0;

@@ -29,9 +29,9 @@ struct Call {
 };
 
 template <int D>
-constexpr int row_stride() { return D * 2 + 16; }
+__host__ __device__ constexpr int row_stride() { return D * 2 + 16; }
 template <int D>
-constexpr int shared_bytes() { return 2 * 2 * TILE * row_stride<D>(); }
+__host__ __device__ constexpr int shared_bytes() { return 2 * 2 * TILE * row_stride<D>(); }
 
 template <int D, bool FP8>
 __device__ inline void fill_tile(const Call &call, const int32_t *block_table, int kv_head, int tile, int context, uint32_t k_to,
