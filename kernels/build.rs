@@ -51,8 +51,9 @@ fn cudart_folder() -> PathBuf {
     let homes = ["CUDA_HOME", "CUDA_PATH"].iter().filter_map(env::var_os).map(PathBuf::from);
     let beside_nvcc = nvcc().canonicalize().ok().and_then(|path| Some(path.parent()?.parent()?.to_path_buf()));
     let folders = homes.chain(beside_nvcc).chain(["/usr/local/cuda".into(), "/usr".into()]);
-    let libraries =
-        folders.flat_map(|home| ["lib64", "lib", "targets/x86_64-linux/lib", "lib/x86_64-linux-gnu"].map(|lib| home.join(lib)));
+    let libraries = folders.flat_map(|home| {
+        ["lib64", "lib", "targets/x86_64-linux/lib", "lib/x86_64-linux-gnu"].map(|lib| home.join(lib))
+    });
     libraries
         .into_iter()
         .find(|folder| folder.join("libcudart_static.a").exists())
@@ -77,10 +78,12 @@ fn modified(path: &Path) -> SystemTime {
 
 /// Compiles what is older than its source, its headers or its flags, `NUM_JOBS` at a time.
 fn compile_kernels(out: &Path) -> Vec<PathBuf> {
-    let mut files: Vec<PathBuf> =
-        Path::new(SOURCES).read_dir().map_or_else(|_| Vec::new(), |dir| dir.flatten().map(|file| file.path()).collect());
+    let mut files: Vec<PathBuf> = Path::new(SOURCES)
+        .read_dir()
+        .map_or_else(|_| Vec::new(), |dir| dir.flatten().map(|file| file.path()).collect());
     files.sort();
-    let has_extension = |path: &PathBuf, wanted: &[&str]| path.extension().is_some_and(|e| wanted.iter().any(|w| e == *w));
+    let has_extension =
+        |path: &PathBuf, wanted: &[&str]| path.extension().is_some_and(|e| wanted.iter().any(|w| e == *w));
     let headers = files.iter().filter(|file| has_extension(file, &["h", "cuh"])).map(|file| modified(file)).max();
     let newest_header = headers.unwrap_or(SystemTime::UNIX_EPOCH).max(modified(Path::new("build.rs")));
     let flags = architecture_flags();

@@ -133,11 +133,7 @@ mod build {
 
     impl EngineBuilder {
         fn cuda_limits(&self, max_model_len: usize) -> CudaLimits {
-            CudaLimits {
-                max_num_tokens: self.max_num_batched_tokens,
-                max_num_seqs: self.max_num_seqs,
-                max_model_len,
-            }
+            CudaLimits { max_num_tokens: self.max_num_batched_tokens, max_num_seqs: self.max_num_seqs, max_model_len }
         }
 
         fn longest_context(&self, config: &ModelConfig) -> usize {

@@ -88,6 +88,16 @@ impl DeviceChoice {
         }
     }
 
+    /// What a GPU is called; none for the processor.
+    ///
+    /// Errors: a build without CUDA; no driver or device.
+    pub fn name(self) -> Result<Option<String>, EngineError> {
+        match self {
+            Self::Cpu => Ok(None),
+            Self::Cuda { index } => gpu_name(index).map(Some),
+        }
+    }
+
     /// The device of candle's ops.
     ///
     /// Errors: a build without CUDA; no driver, library or device.
@@ -105,6 +115,16 @@ fn candle_cuda(index: usize) -> Result<Device, EngineError> {
     drop(aisp_kernels::cuda::Gpu::open(index)?);
     aisp_kernels::cuda::open_candle_libraries()?;
     Ok(Device::new_cuda_with_stream(index)?)
+}
+
+#[cfg(feature = "cuda")]
+fn gpu_name(index: usize) -> Result<String, EngineError> {
+    Ok(aisp_kernels::cuda::Gpu::open(index)?.info().name.clone())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu_name(_: usize) -> Result<String, EngineError> {
+    Err(no_cuda())
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -28,7 +28,9 @@ pub fn source(target: &str) -> String {
         let _ = writeln!(text, "  \"{name}\",");
     }
     text.push_str("};\n");
-    text.push_str("__attribute__((visibility(\"hidden\"))) void *aisp_slots[COUNT] = { [0 ... COUNT - 1] = not_loaded };\n");
+    text.push_str(
+        "__attribute__((visibility(\"hidden\"))) void *aisp_slots[COUNT] = { [0 ... COUNT - 1] = not_loaded };\n",
+    );
     for (index, name) in names.iter().enumerate() {
         let jump = jump(target, 8 * index);
         let _ = writeln!(
@@ -43,9 +45,7 @@ pub fn source(target: &str) -> String {
 /// Registers hold the arguments of the call, so that nothing but the slot may be touched.
 fn jump(target: &str, offset: usize) -> String {
     match target {
-        "aarch64" => format!(
-            "adrp x16, aisp_slots+{offset}\\nldr x16, [x16, :lo12:aisp_slots+{offset}]\\nbr x16\\n"
-        ),
+        "aarch64" => format!("adrp x16, aisp_slots+{offset}\\nldr x16, [x16, :lo12:aisp_slots+{offset}]\\nbr x16\\n"),
         _ => format!("jmp *aisp_slots+{offset}(%rip)\\n"),
     }
 }

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use aisp_engine::text::{ChatTemplate, TextError};
 use aisp_engine::optimizations::SelectionText;
+use aisp_engine::text::{ChatTemplate, TextError};
 use aisp_engine::{DeviceChoice, Engine, EngineBuilder, ModelSource, SelectionError};
 use clap::{Parser, ValueEnum};
 

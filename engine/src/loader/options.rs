@@ -27,7 +27,15 @@ pub struct LoadOptions {
 impl Default for LoadOptions {
     /// On the CPU, quiet, the hub as the environment says.
     fn default() -> Self {
-        Self { device: Device::Cpu, dtype: None, mapped: false, drawn_on_device: false, seed: 0, progress: false, hub: HubOptions::from_env() }
+        Self {
+            device: Device::Cpu,
+            dtype: None,
+            mapped: false,
+            drawn_on_device: false,
+            seed: 0,
+            progress: false,
+            hub: HubOptions::from_env(),
+        }
     }
 }
 

@@ -143,14 +143,24 @@ impl CudaDecoder {
                     gemms.qkv.run(rows, w.x.all(), &layer.qkv_proj, &gemms.scratch, w.qkv.all())?;
                 }
                 _ => self.by_parts(rows, |start, len| {
-                    let input = LinearInput { bias: layer.qkv_bias.as_ref(), ..self.normed(w, start, library.is_none()) };
+                    let input =
+                        LinearInput { bias: layer.qkv_bias.as_ref(), ..self.normed(w, start, library.is_none()) };
                     let out = LinearOutput::F32(w.rows_of(&w.qkv, start));
                     self.gpu.linear(&layer.qkv_proj, Rows::First(len), input, out) // [T, H] -> [T, (NH + 2 KVH) * D]
                 })?,
             }
             let norms = layer.qk_norm.as_ref().map(|(q, k)| RopeNorms { q, k, eps: self.eps() });
             let tables = (at.positions, at.slots);
-            self.gpu.rope_store(w.qkv.all(), (&self.rope, norms), tables, rows, config.num_heads, kv, index, w.q.all())?;
+            self.gpu.rope_store(
+                w.qkv.all(),
+                (&self.rope, norms),
+                tables,
+                rows,
+                config.num_heads,
+                kv,
+                index,
+                w.q.all(),
+            )?;
             self.attend(shape, at, kv, index, w)?;
             match library {
                 Some(gemms) => self.large_mlp(rows, layer, gemms, next_norm, w)?,

@@ -2,9 +2,7 @@
 
 use std::collections::HashMap;
 
-use aisp_kernels::cuda::{
-    CudaKv, DeviceBuffer, Graph, LINEAR_MAX_ROWS, PinnedBuffer, argmax_workspace_bytes,
-};
+use aisp_kernels::cuda::{CudaKv, DeviceBuffer, Graph, LINEAR_MAX_ROWS, PinnedBuffer, argmax_workspace_bytes};
 
 use super::cuda_tables::{StepShape, StepTables, rows_bucket};
 use super::{Logits, ModelRunner, StepInput};
@@ -156,18 +154,19 @@ impl CudaRunner {
         Ok(true)
     }
 
-    /// Brings what a part of the wanted rows came to: their tokens, and the logits of those that are drawn by the host.
-    fn bring(&mut self, part: Part<'_>, logits: &mut Logits) -> Result<(), EngineError> {
+    /// Brings what `len` of the wanted rows from `start` on came to: their tokens, and the logits of those that are drawn
+    /// by the host.
+    fn bring(&mut self, start: usize, len: usize, greedy: &GreedyRows, logits: &mut Logits) -> Result<(), EngineError> {
         let vocab_size = self.model.config().vocab_size;
-        let Part { start, len, greedy } = part;
         if len == 0 {
             return Ok(());
         }
         self.host_tokens.copy_from(0, self.tokens.all(), len)?;
         if greedy.all() {
             self.model.gpu().synchronize()?;
-            let tokens = self.host_tokens.values()[..len].iter().map(|&token| token as u32);
-            logits.reset_chosen(tokens);
+            for (at, &token) in self.host_tokens.values()[..len].iter().enumerate() {
+                logits.choose(start + at, token as u32);
+            }
             return Ok(());
         }
         for first in (0..len).step_by(LINEAR_MAX_ROWS) {
@@ -184,13 +183,6 @@ impl CudaRunner {
         }
         Ok(())
     }
-}
-
-/// Some of the rows whose next token is wanted.
-struct Part<'a> {
-    start: usize,
-    len: usize,
-    greedy: &'a GreedyRows,
 }
 
 /// Which of the wanted rows the device may choose for.
@@ -223,33 +215,56 @@ impl ModelRunner for CudaRunner {
     ) -> Result<(), EngineError> {
         // The engine may have moved to another thread since it was built.
         self.model.gpu().make_current()?;
+        let greedy = GreedyRows::new(input);
+        let drawn_by_host = if greedy.all() { 0 } else { input.logit_rows.len() };
+        logits.reset(drawn_by_host, self.model.config().vocab_size);
+        let (num_rows, most) = (input.token_ids.len(), self.limits.max_rows());
+        if num_rows <= most {
+            self.part(input, 0, &greedy, logits, engagement)?;
+        } else {
+            // A whole prompt may be longer than a step's bound.
+            let mut done = 0;
+            for start in (0..num_rows).step_by(most) {
+                let part = input.part(start..(start + most).min(num_rows));
+                self.part(&part, done, &greedy, logits, engagement)?;
+                done += part.logit_rows.len();
+            }
+        }
+        engagement.add_all(&self.optimizations, input);
+        Ok(())
+    }
+}
+
+impl CudaRunner {
+    /// Computes rows that fit into the workspace; `first` of the wanted ones were done before.
+    fn part(
+        &mut self,
+        input: &StepInput,
+        first: usize,
+        greedy: &GreedyRows,
+        logits: &mut Logits,
+        engagement: &mut Engagement,
+    ) -> Result<(), EngineError> {
         self.copy_blocks(&input.copies)?;
         let shape = self.order.shape(input, self.limits.max_model_len);
         self.order.fill(input, &shape, self.staging.values_mut())?;
         self.staging.copy_to(self.tables.all(), shape.layout().len)?;
         let recorded = self.launch(&shape)?;
-        let greedy = GreedyRows::new(input);
         let wanted = input.logit_rows.len();
-        if !greedy.all() || wanted > self.limits.max_logit_rows() {
-            logits.reset(wanted, self.model.config().vocab_size);
-        } else {
-            logits.reset_chosen([]);
-        }
         if shape.is_decode() {
-            self.bring(Part { start: 0, len: wanted, greedy: &greedy }, logits)?;
+            self.bring(first, wanted, greedy, logits)?;
         } else {
             let most = self.limits.max_logit_rows();
             for start in (0..wanted).step_by(most) {
                 let len = most.min(wanted - start);
                 self.choose(&shape, start, len)?;
-                self.bring(Part { start, len, greedy: &greedy }, logits)?;
+                self.bring(first + start, len, greedy, logits)?;
             }
         }
         if wanted == 0 {
             // Nothing is brought back, but the tables may not change while they are read.
             self.model.gpu().synchronize()?;
         }
-        engagement.add_all(&self.optimizations, input);
         if recorded {
             engagement.add_all(&[Optimization::CudaGraphs], input);
         }

@@ -216,9 +216,7 @@ impl StepTables {
 fn block_table(sequence: &SequenceInput) -> Result<&[crate::kv_cache::BlockId], EngineError> {
     match &sequence.placement {
         KvPlacement::Paged { block_table } => Ok(block_table),
-        KvPlacement::Contiguous { .. } => {
-            Err(EngineError::Runner(format!("request {} lies in one run", sequence.id)))
-        }
+        KvPlacement::Contiguous { .. } => Err(EngineError::Runner(format!("request {} lies in one run", sequence.id))),
     }
 }
 
@@ -229,13 +227,8 @@ mod tests {
     use crate::kv_cache::BlockId;
 
     fn input(sequences: &[(usize, usize)]) -> StepInput {
-        let mut input = StepInput {
-            token_ids: vec![],
-            positions: vec![],
-            sequences: vec![],
-            logit_rows: vec![],
-            copies: vec![],
-        };
+        let mut input =
+            StepInput { token_ids: vec![], positions: vec![], sequences: vec![], logit_rows: vec![], copies: vec![] };
         for (index, &(query_start, len)) in sequences.iter().enumerate() {
             let rows = input.token_ids.len()..input.token_ids.len() + len;
             input.token_ids.extend((0..len).map(|i| (100 * index + i) as u32));

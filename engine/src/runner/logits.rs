@@ -20,13 +20,6 @@ impl Logits {
         &mut self.values
     }
 
-    /// The same for a step whose rows are all chosen: no logits are there, only these tokens.
-    pub fn reset_chosen(&mut self, tokens: impl IntoIterator<Item = TokenId>) {
-        self.values.clear();
-        self.chosen.clear();
-        self.chosen.extend(tokens.into_iter().map(Some));
-    }
-
     /// Rows there are.
     pub fn num_rows(&self) -> usize {
         (self.values.len() / self.vocab_size.max(1)).max(self.chosen.len())
@@ -66,7 +59,9 @@ mod tests {
         logits.reset(2, 3).fill(1.0);
         logits.choose(1, 7);
         assert_eq!((logits.num_rows(), logits.chosen(0), logits.chosen(1)), (2, None, Some(7)));
-        logits.reset_chosen([4, 5]);
+        logits.reset(0, 3);
+        logits.choose(0, 4);
+        logits.choose(1, 5);
         assert_eq!((logits.num_rows(), logits.chosen(1), logits.row(0)), (2, Some(5), None));
         logits.reset(1, 3);
         assert_eq!((logits.num_rows(), logits.chosen(0)), (1, None));

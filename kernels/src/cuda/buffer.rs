@@ -196,8 +196,7 @@ impl<T: Pod> PinnedBuffer<T> {
         let to = target.at_least("copying to the device", "target", len)?;
         assert!(len <= self.len, "{len} of {} values", self.len);
         // SAFETY: both sides have this many bytes.
-        let code =
-            unsafe { ffi::aisp_memcpy_h2d(to.cast(), self.ptr.cast(), len * size_of::<T>(), self.gpu.stream()) };
+        let code = unsafe { ffi::aisp_memcpy_h2d(to.cast(), self.ptr.cast(), len * size_of::<T>(), self.gpu.stream()) };
         check("copying to the device", code)
     }
 

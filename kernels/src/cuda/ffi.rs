@@ -206,7 +206,14 @@ unsafe extern "C" {
     ) -> c_int;
 
     pub fn aisp_linear(ctx: *const Ctx, w: *const Weight, args: *const LinearArgs, stream: Stream) -> c_int;
-    pub fn aisp_gemm_create(ctx: *const Ctx, format: i32, out_format: i32, n: i32, k: i32, out: *mut *mut Gemm) -> c_int;
+    pub fn aisp_gemm_create(
+        ctx: *const Ctx,
+        format: i32,
+        out_format: i32,
+        n: i32,
+        k: i32,
+        out: *mut *mut Gemm,
+    ) -> c_int;
     pub fn aisp_gemm_destroy(gemm: *mut Gemm) -> c_int;
     pub fn aisp_gemm_tune(
         gemm: *mut Gemm,
@@ -291,7 +298,8 @@ unsafe extern "C" {
         stream: Stream,
     ) -> c_int;
     pub fn aisp_decode_workspace_bytes(max_seqs: i32, num_heads: i32, head_dim: i32, max_context_len: i32) -> usize;
-    pub fn aisp_decode_attention(ctx: *const Ctx, kv: *const KvLayer, args: *const DecodeArgs, stream: Stream) -> c_int;
+    pub fn aisp_decode_attention(ctx: *const Ctx, kv: *const KvLayer, args: *const DecodeArgs, stream: Stream)
+    -> c_int;
     pub fn aisp_prefill_attention(
         ctx: *const Ctx,
         kv: *const KvLayer,

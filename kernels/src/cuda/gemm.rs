@@ -59,8 +59,7 @@ impl Gemm {
         }
         let mut gemm = std::ptr::null_mut();
         // SAFETY: `gemm` is a place for the result.
-        let code =
-            unsafe { ffi::aisp_gemm_create(gpu.ctx(), ffi::BF16, output.code(), n as i32, k as i32, &mut gemm) };
+        let code = unsafe { ffi::aisp_gemm_create(gpu.ctx(), ffi::BF16, output.code(), n as i32, k as i32, &mut gemm) };
         check("planning a matrix product", code)?;
         Ok(Self { gpu: gpu.clone(), gemm, n, k })
     }

@@ -171,7 +171,13 @@ pub(super) fn check(op: &'static str, code: c_int) -> Result<(), CudaError> {
 }
 
 /// The same for an allocation.
-pub(super) fn check_allocation(gpu: &Gpu, what: &'static str, flag: &'static str, bytes: usize, code: c_int) -> Result<(), CudaError> {
+pub(super) fn check_allocation(
+    gpu: &Gpu,
+    what: &'static str,
+    flag: &'static str,
+    bytes: usize,
+    code: c_int,
+) -> Result<(), CudaError> {
     match code {
         OUT_OF_MEMORY => Err(CudaError::OutOfMemory {
             what,

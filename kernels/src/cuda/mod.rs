@@ -23,7 +23,7 @@ pub use graph::Graph;
 pub use kv::{CudaKv, CudaKvShape, CudaKvType};
 pub use libraries::open_candle_libraries;
 pub use ops::{
-    DecodeAttention, GemmOutput, LINEAR_MAX_ROWS, LinearInput, LinearOutput, NextNorm, PrefillAttention, Rope, RopeNorms, Rows,
-    argmax_workspace_bytes, decode_workspace_bytes,
+    DecodeAttention, GemmOutput, LINEAR_MAX_ROWS, LinearInput, LinearOutput, NextNorm, PrefillAttention, Rope,
+    RopeNorms, Rows, argmax_workspace_bytes, decode_workspace_bytes,
 };
 pub use weight::{DeviceWeight, WeightFormat};

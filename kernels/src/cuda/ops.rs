@@ -310,7 +310,16 @@ impl Gpu {
             let (ctx, tokens, hidden) = (self.ctx(), num_tokens as i32, hidden as i32);
             let delta = delta.cast_const().cast();
             ffi::aisp_residual_rms_norm(
-                ctx, residual, delta, ffi::F32, weight, eps, tokens, hidden, out.cast(), self.stream(),
+                ctx,
+                residual,
+                delta,
+                ffi::F32,
+                weight,
+                eps,
+                tokens,
+                hidden,
+                out.cast(),
+                self.stream(),
             )
         };
         check(OP, code)
@@ -456,9 +465,8 @@ impl Gpu {
         let pairs = pairs.at_least(OP, "pairs", 2 * num_pairs)?;
         for layer in 0..kv.shape().num_layers {
             // SAFETY: the pairs are there; who writes them keeps blocks in the pool.
-            let code = unsafe {
-                ffi::aisp_copy_blocks(self.ctx(), &kv.raw(layer), pairs, num_pairs as i32, self.stream())
-            };
+            let code =
+                unsafe { ffi::aisp_copy_blocks(self.ctx(), &kv.raw(layer), pairs, num_pairs as i32, self.stream()) };
             check(OP, code)?;
         }
         Ok(())

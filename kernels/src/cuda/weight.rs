@@ -107,7 +107,12 @@ impl DeviceWeight {
     /// Stacks matrices of GGUF blocks, each `(ggml_type, rows, bytes)`; all must pack to `format`.
     ///
     /// Errors: out of memory; bytes that are not whole rows.
-    pub fn gguf(gpu: &Arc<Gpu>, format: WeightFormat, k: usize, parts: &[(i32, usize, &[u8])]) -> Result<Self, CudaError> {
+    pub fn gguf(
+        gpu: &Arc<Gpu>,
+        format: WeightFormat,
+        k: usize,
+        parts: &[(i32, usize, &[u8])],
+    ) -> Result<Self, CudaError> {
         let n: usize = parts.iter().map(|(_, rows, _)| rows).sum();
         let weight = Self::empty(gpu, format, n, k)?;
         let (mut data, mut scales) = (vec![0u8; weight.data.len()], vec![0u8; weight.scales.len()]);
@@ -132,8 +137,7 @@ impl DeviceWeight {
             let target = weight.data.slice(start * k * 2..(start + rows) * k * 2);
             let out = target.at_least("drawing weights", "matrix", rows * k * 2)?;
             // SAFETY: the target has this many values.
-            let code =
-                unsafe { ffi::aisp_fill_normal(gpu.ctx(), out.cast(), rows * k, seed, 0.0, std, gpu.stream()) };
+            let code = unsafe { ffi::aisp_fill_normal(gpu.ctx(), out.cast(), rows * k, seed, 0.0, std, gpu.stream()) };
             check("drawing weights", code)?;
             start += rows;
         }
@@ -152,7 +156,8 @@ impl DeviceWeight {
                 ffi::aisp_absmax(gpu.ctx(), self.data.ptr(), self.n * self.k, most.ptr().cast(), gpu.stream())
             };
             check("converting weights", code)?;
-            weight.tensor_scale = most.download()?.first().copied().unwrap_or(1.0).max(f32::MIN_POSITIVE) / (448.0 * 6.0);
+            weight.tensor_scale =
+                most.download()?.first().copied().unwrap_or(1.0).max(f32::MIN_POSITIVE) / (448.0 * 6.0);
         }
         // SAFETY: source and targets have the sizes that the interface asks for.
         let code = unsafe {

@@ -14,7 +14,7 @@ mod requests;
 mod switches;
 mod training;
 
-use aisp_engine::Optimization;
+use aisp_engine::{DeviceKind, Optimization};
 
 pub use engine_experiment::{
     EngineArm, EngineExperiment, EngineSettings, engaged, loosest, metrics, mixed_requests, scaled, tolerance,
@@ -57,6 +57,17 @@ pub fn matching(targets: &[String]) -> Result<Vec<Box<dyn Lab>>, LabError> {
     }
     let wanted = |id: &str| targets.iter().any(|target| names(target, id));
     Ok(all().into_iter().filter(|lab| wanted(&lab.info().id)).collect())
+}
+
+/// Those of [`matching`] that make sense on a device: on a GPU the labs of its switches.
+///
+/// Errors: as [`matching`].
+pub fn matching_on(targets: &[String], device: DeviceKind) -> Result<Vec<Box<dyn Lab>>, LabError> {
+    let applies = |id: &str| match id.strip_prefix("switch:").and_then(Optimization::by_name) {
+        Some(switch) => switch.spec().devices.include(device),
+        None => device == DeviceKind::Cpu,
+    };
+    Ok(matching(targets)?.into_iter().filter(|lab| applies(&lab.info().id)).collect())
 }
 
 #[cfg(test)]

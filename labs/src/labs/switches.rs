@@ -1,7 +1,7 @@
 //! A lab for every switch in the registry, generated: its prerequisites alone against the same with it.
 
 use aisp_engine::optimizations::{Saving, Slot};
-use aisp_engine::{Optimization, Selection};
+use aisp_engine::{DeviceKind, Optimization, Selection};
 
 use super::engine_experiment::{EngineArm, EngineExperiment, EngineSettings, mixed_requests, tolerance};
 use crate::LabError;
@@ -14,12 +14,13 @@ pub struct SwitchLab(pub Optimization);
 
 impl SwitchLab {
     /// The switch without and with it.
-    fn arms(self) -> Vec<EngineArm> {
+    fn arms(self, device: DeviceKind) -> Vec<EngineArm> {
         let spec = self.0.spec();
-        let without = Selection::closed(spec.requires.iter().copied());
+        let with = Selection::closed_on(device, [self.0]);
+        let without = with.without(self.0);
         vec![
             EngineArm { name: without.to_string(), selection: without },
-            EngineArm { name: spec.name.to_owned(), selection: self.0.with_requirements() },
+            EngineArm { name: spec.name.to_owned(), selection: with },
         ]
     }
 }
@@ -43,7 +44,7 @@ impl Lab for SwitchLab {
         let common_beginning = self.0.spec().slot == Slot::PrefixReuse;
         let settings =
             EngineSettings { dense_weights, common_beginning, max_num_batched_tokens, ..EngineSettings::default() };
-        let experiment = EngineExperiment::new(context, mixed_requests, settings, self.arms())?;
+        let experiment = EngineExperiment::new(context, mixed_requests, settings, self.arms(context.device.kind()))?;
         Ok(Box::new(experiment))
     }
 }
