@@ -3,7 +3,7 @@
 //!
 //! A step is a series of launches whose addresses and shapes follow from its [`StepShape`] alone, so that it can be
 //! recorded. Rows are computed 64 at a time by kernels whose bits do not depend on how many there are; with cuBLASLt,
-//! steps of more rows are computed whole.
+//! steps of many rows are computed whole.
 
 use std::sync::Arc;
 
@@ -25,7 +25,13 @@ use crate::runner::StepShape;
 const ROPE: (&str, &str) = ("the rotary table", "--max-model-len");
 
 /// Numbers of rows that cuBLASLt's algorithms are timed for.
-const TIMED_ROWS: [usize; 5] = [128, 256, 512, 1024, 2048];
+const TIMED_ROWS: [usize; 8] = [16, 32, 64, 128, 256, 512, 1024, 2048];
+
+/// Steps of more rows than this go through cuBLASLt where it is asked for and weights are bf16.
+const LIBRARY_ROWS: usize = 8;
+
+/// The same where weights must be expanded first, which costs as much as reading them in bf16 and writing them.
+const EXPANDING_ROWS: usize = LINEAR_MAX_ROWS;
 
 /// A decoder-only transformer with its weights on a GPU.
 pub struct CudaDecoder {
@@ -60,6 +66,8 @@ struct Gemms {
     down: Gemm,
     head: Gemm,
     scratch: GemmScratch,
+    /// Steps of more rows use these plans.
+    above_rows: usize,
 }
 
 impl CudaDecoder {
@@ -116,7 +124,7 @@ impl CudaDecoder {
 
     /// Whether steps of this shape go through cuBLASLt.
     pub fn uses_library(&self, shape: &StepShape) -> bool {
-        self.gemms.is_some() && shape.num_rows > LINEAR_MAX_ROWS
+        self.gemms.as_ref().is_some_and(|gemms| shape.num_rows > gemms.above_rows)
     }
 
     /// Puts a step on the stream: stores its keys and values and leaves what the head reads in `workspace.x`.
@@ -323,6 +331,7 @@ impl CudaDecoder {
             down: plan(&layer.down_proj, GemmOutput::F32)?,
             head: plan(head, GemmOutput::F32)?,
             scratch: GemmScratch::new(&self.gpu, most)?,
+            above_rows: if most == 0 { LIBRARY_ROWS } else { EXPANDING_ROWS },
         })
     }
 
@@ -332,8 +341,8 @@ impl CudaDecoder {
     pub fn time_products(&mut self, w: &Workspace, logits: &DeviceBuffer<f32>) -> Result<(), EngineError> {
         let (Some(gemms), Some(layer)) = (&mut self.gemms, self.layers.first()) else { return Ok(()) };
         let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
-        let Gemms { qkv, o, gate_up, down, head: head_gemm, scratch } = gemms;
-        for rows in TIMED_ROWS.into_iter().filter(|rows| *rows <= w.max_rows) {
+        let Gemms { qkv, o, gate_up, down, head: head_gemm, scratch, above_rows } = gemms;
+        for rows in TIMED_ROWS.into_iter().filter(|rows| (*above_rows + 1..=w.max_rows).contains(rows)) {
             qkv.tune(rows, w.x.all(), &layer.qkv_proj, scratch, w.qkv.all())?;
             o.tune(rows, w.attention.all(), &layer.o_proj, scratch, w.delta.all())?;
             gate_up.tune(rows, w.x.all(), &layer.gate_up_proj, scratch, w.gate_up.all())?;

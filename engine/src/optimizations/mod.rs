@@ -276,7 +276,7 @@ impl Optimization {
             },
             Self::LibraryGemm => Spec {
                 name: "library-gemm",
-                summary: "products of more than 64 rows by cuBLASLt, timed at load; not batch-invariant",
+                summary: "products of more than 8 rows by cuBLASLt, timed at load; not batch-invariant",
                 slot: Slot::Products,
                 baseline: "own kernels, 64 rows at a time",
                 saves: &[Saving::Time],
@@ -286,7 +286,7 @@ impl Optimization {
                 conflicts: &[],
                 devices: Devices::Cuda,
                 in_all: true,
-                engages_when: "a step has more than 64 tokens",
+                engages_when: "a step has more than 8 tokens, or more than 64 over compressed weights",
                 counts: "tokens through cuBLASLt",
                 source: "cuBLASLt",
             },
@@ -354,6 +354,17 @@ impl Optimization {
             (DeviceKind::Cuda, Self::MmapLoading) => &[Self::FusedOps],
             (_, optimization) => optimization.spec().requires,
         }
+    }
+
+    /// How far logits may be from exact arithmetic on a device. On CUDA activations are bf16 between ops, and scales of
+    /// `weights-fp4` are 8 bits wide.
+    pub fn bound_on(self, device: DeviceKind) -> Option<LogitBound> {
+        let bound = self.spec().bound?;
+        Some(match (device, self) {
+            (DeviceKind::Cuda, Self::WeightsFp4) => LogitBound { perplexity: 0.1, ..bound },
+            (DeviceKind::Cuda, _) if bound == LogitBound::KERNEL => LogitBound::BF16_KERNEL,
+            _ => bound,
+        })
     }
 
     /// Itself and everything that it needs on the CPU.

@@ -75,7 +75,8 @@ impl AbArgs {
         if self.http {
             find_binary(self.server.as_deref())?;
         }
-        let context = LabContext { server: self.server.clone(), device: self.device, ..parsed_context(&self.model, self.seed)? };
+        let context =
+            LabContext { server: self.server.clone(), device: self.device, ..parsed_context(&self.model, self.seed)? };
         let manifest = machine::manifest(self.config(&context.model.to_string()), self.seed);
         let manifest = machine::on_device(manifest, self.device)?;
         if manifest.build != "release" {
