@@ -212,7 +212,7 @@ impl Bookkeeping {
         };
         let sampler: Box<dyn Sampler> = match plan.sampler {
             SamplerKind::Sort => Box::new(SortSampler),
-            SamplerKind::Candidates => Box::new(CandidateSampler::default()),
+            SamplerKind::Candidates => Box::new(CandidateSampler::new(context.compute.isa)),
         };
         Self { policies: SchedulerPolicies { admission, prefill }, kv_manager, sampler }
     }

@@ -13,6 +13,11 @@ pub fn argmax(row: &[f32], isa: Isa) -> usize {
     row.iter().position(|x| *x == largest).unwrap_or(0)
 }
 
+/// Whether a value of the row is not a number.
+pub fn has_nan(row: &[f32], isa: Isa) -> bool {
+    dispatch(isa, Numbers { row })
+}
+
 /// One read of the row.
 pub fn cost(len: usize) -> Cost {
     Cost { bytes: 4 * len as u64, flops: len as u64 }
@@ -43,10 +48,48 @@ impl Kernel for Largest<'_> {
     }
 }
 
+struct Numbers<'a> {
+    row: &'a [f32],
+}
+
+impl Kernel for Numbers<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> bool {
+        let (vectors, rest) = self.row.as_chunks::<LANES>();
+        let one = s.splat(1.0);
+        let mut least = one;
+        for x in vectors {
+            let x = s.load(x);
+            least = s.min(s.zero_unless_ge(x, x, one), least);
+        }
+        let mut lanes = [0.0; LANES];
+        s.store(&mut lanes, least);
+        lanes.contains(&0.0) || rest.iter().any(|x| x.is_nan())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::testing::activations;
+
+    #[test]
+    fn a_nan_is_found_anywhere_on_every_isa() {
+        for isa in Isa::available() {
+            for len in [1, 16, 17, 100] {
+                let mut row = activations(len, 5);
+                row[len / 2] = f32::INFINITY;
+                assert!(!has_nan(&row, isa));
+                for at in 0..len {
+                    let kept = std::mem::replace(&mut row[at], f32::NAN);
+                    assert!(has_nan(&row, isa), "{isa} {at} of {len}");
+                    row[at] = kept;
+                }
+            }
+        }
+    }
 
     #[test]
     fn finds_the_first_of_equals_on_every_isa() {

@@ -19,6 +19,7 @@
 
 pub mod argmax;
 pub mod attention;
+pub mod categorical;
 mod cost;
 #[cfg(feature = "cuda")]
 pub mod cuda;

@@ -93,11 +93,12 @@ impl LabContext {
         })
     }
 
-    /// The switches of an arm with all that they need on the device.
+    /// Those switches of an arm that apply on the device, with all that they need there. An arm records what is left.
     ///
-    /// Errors: one that does not apply there.
+    /// Errors: two that exclude one another.
     pub fn on_device(&self, selection: &Selection) -> Result<Selection, LabError> {
-        let closed = Selection::closed_on(self.device.kind(), selection.iter());
+        let applies = |o: &Optimization| o.spec().devices.include(self.device.kind());
+        let closed = Selection::closed_on(self.device.kind(), selection.iter().filter(applies));
         closed.on(self.device.kind()).map_err(|error| LabError::Engine(error.into()))
     }
 }

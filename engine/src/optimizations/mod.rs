@@ -324,7 +324,7 @@ impl Optimization {
             },
             Self::FastSampler => Spec {
                 name: "fast-sampler",
-                summary: "a random draw sorts the few tokens that can matter instead of the vocabulary",
+                summary: "a token is picked in vector passes that sort the few tokens that can matter, not the vocabulary",
                 slot: Slot::Sampler,
                 baseline: "full sort",
                 saves: &[Saving::Time],
@@ -334,8 +334,8 @@ impl Optimization {
                 conflicts: &[],
                 devices: Devices::All,
                 in_all: true,
-                engages_when: "a request draws at a temperature above 0",
-                counts: "draws without a full sort",
+                engages_when: "a token is picked",
+                counts: "tokens picked without a full sort",
                 source: "own",
             },
         }

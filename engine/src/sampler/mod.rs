@@ -4,9 +4,11 @@
 //! sequence's own tokens and its seed, so an answer never depends on the batch.
 
 mod adjust;
+mod candidates;
 mod draw;
 
-pub use draw::{CandidateSampler, Sampler, SortSampler};
+pub use candidates::CandidateSampler;
+pub use draw::{Sampler, SortSampler};
 
 use crate::sequence::Sequence;
 use crate::{TokenId, TokenLogprobs};
@@ -33,14 +35,14 @@ pub fn sample(
     eos_token_ids: &[TokenId],
     sampler: &mut dyn Sampler,
 ) -> Result<Sampled, NotANumber> {
-    if logits.iter().any(|logit| logit.is_nan()) {
+    if sampler.has_nan(logits) {
         return Err(NotANumber);
     }
     // Reported probabilities are the model's own: they are taken before anything is changed.
     let report = sequence.params.logprobs.map(|count| LogprobReport::new(logits, count));
     adjust::apply(logits, sequence, eos_token_ids);
     let id = if sequence.params.temperature == 0.0 {
-        argmax(logits)
+        sampler.argmax(logits)
     } else {
         sampler.draw(logits, &sequence.params, uniform(sequence.seed, sequence.num_generated_tokens()))
     };

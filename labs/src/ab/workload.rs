@@ -35,6 +35,7 @@ pub fn few_long_answers(num_parameters: u64) -> RequestMix {
         max_answer_tokens: 96,
         answers: Answers::FewLong,
         arrivals_per_step: 48,
+        allowed_tokens: None,
     };
     scaled(full, num_parameters)
 }
@@ -46,6 +47,7 @@ fn long_prompts(num_parameters: u64) -> RequestMix {
         max_answer_tokens: 12,
         answers: Answers::Even,
         arrivals_per_step: 2,
+        allowed_tokens: None,
     };
     scaled(full, num_parameters)
 }

@@ -27,7 +27,13 @@ impl Lab for ContinuousBatchingLab {
 
     fn prepare(&self, context: &LabContext) -> Result<Box<dyn Experiment>, LabError> {
         // All else is fast in both arms: only the scheduler differs, and nothing slow hides it.
-        let rest = [Optimization::FusedOps, Optimization::KvF16, Optimization::PinnedPool, Optimization::FastSampler];
+        let rest = [
+            Optimization::FusedOps,
+            Optimization::KvF16,
+            Optimization::CudaGraphs,
+            Optimization::PinnedPool,
+            Optimization::FastSampler,
+        ];
         let with = Selection::closed(rest.into_iter().chain([Optimization::ContinuousBatching]));
         let arms = vec![
             EngineArm { name: "static".into(), selection: Selection::closed(rest) },
@@ -47,5 +53,6 @@ fn spread_answers(_num_parameters: u64) -> RequestMix {
         max_answer_tokens: 512,
         answers: Answers::Spread,
         arrivals_per_step: 64,
+        allowed_tokens: None,
     }
 }

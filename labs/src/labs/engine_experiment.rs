@@ -84,6 +84,7 @@ pub fn mixed_requests(num_parameters: u64) -> RequestMix {
         max_answer_tokens: 40,
         answers: Answers::Even,
         arrivals_per_step: 2,
+        allowed_tokens: None,
     };
     scaled(full, num_parameters)
 }

@@ -11,6 +11,7 @@ mod llama_cpp;
 mod model_loading;
 mod prefix_caching;
 mod requests;
+mod start;
 mod switches;
 mod training;
 
@@ -22,7 +23,7 @@ pub use engine_experiment::{
 pub use requests::{Answers, Latency, PlannedRequest, RequestMix, RequestSet, Served};
 
 use crate::LabError;
-use crate::lab::Lab;
+use crate::lab::{Lab, LabInfo};
 
 /// Every lab, in the order of a full run; the switches' labs come from the engine's registry.
 pub fn all() -> Vec<Box<dyn Lab>> {
@@ -59,15 +60,15 @@ pub fn matching(targets: &[String]) -> Result<Vec<Box<dyn Lab>>, LabError> {
     Ok(all().into_iter().filter(|lab| wanted(&lab.info().id)).collect())
 }
 
-/// Those of [`matching`] that make sense on a device: on a GPU the labs of its switches.
+/// Those of [`matching`] that make sense on a device: on a GPU the labs of engines and of its switches.
 ///
 /// Errors: as [`matching`].
 pub fn matching_on(targets: &[String], device: DeviceKind) -> Result<Vec<Box<dyn Lab>>, LabError> {
-    let applies = |id: &str| match id.strip_prefix("switch:").and_then(Optimization::by_name) {
+    let applies = |info: &LabInfo| match info.id.strip_prefix("switch:").and_then(Optimization::by_name) {
         Some(switch) => switch.spec().devices.include(device),
-        None => device == DeviceKind::Cpu,
+        None => device == DeviceKind::Cpu || info.tags.iter().any(|tag| tag == "engine"),
     };
-    Ok(matching(targets)?.into_iter().filter(|lab| applies(&lab.info().id)).collect())
+    Ok(matching(targets)?.into_iter().filter(|lab| applies(&lab.info())).collect())
 }
 
 #[cfg(test)]

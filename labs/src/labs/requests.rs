@@ -26,6 +26,8 @@ pub struct RequestMix {
     pub answers: Answers,
     /// Requests that arrive before each step of the engine.
     pub arrivals_per_step: usize,
+    /// Tokens that every request allows its answer, where nobody knows before how long it becomes: it ends by itself.
+    pub allowed_tokens: Option<usize>,
 }
 
 /// How the lengths of answers are spread.
@@ -170,6 +172,7 @@ impl RequestSet {
         for request in &self.requests {
             hash.add_u32(&request.prompt).add_u32(&[request.num_answer_tokens as u32]);
         }
+        hash.add_u32(&self.mix.allowed_tokens.map(|tokens| tokens as u32).into_iter().collect::<Vec<_>>());
         hash.finish()
     }
 
@@ -190,7 +193,7 @@ impl RequestSet {
                     seed: Some(index as u64),
                     ignore_eos: true,
                     prompt_logprobs: self.with_prompt_logprobs.then_some(0),
-                    ..SamplingParams::greedy(planned.num_answer_tokens)
+                    ..SamplingParams::greedy(self.mix.allowed_tokens.unwrap_or(planned.num_answer_tokens))
                 };
                 let request = Request::new(planned.prompt.clone(), params);
                 let id = engine.add_request(request).map_err(aisp_engine::EngineError::from)?;
@@ -207,7 +210,11 @@ impl RequestSet {
                 {
                     served.itl_s.push((last - before).as_secs_f64());
                 }
-                served.time(&output);
+                let ended = served.answers[at].len() >= self.requests[at].num_answer_tokens;
+                if ended && output.finish.is_none() {
+                    engine.abort(output.id);
+                }
+                served.time(&output, ended);
             }
         }
         served.prompt_logprobs = prompt_logprobs.concat();
@@ -216,9 +223,9 @@ impl RequestSet {
 }
 
 impl Served {
-    fn time(&mut self, output: &RequestOutput) {
+    fn time(&mut self, output: &RequestOutput, ended: bool) {
         let timings = &output.timings;
-        if let (Some(_), Some(first), Some(last)) = (output.finish, timings.first_token, timings.last_token) {
+        if let (true, Some(first), Some(last)) = (ended, timings.first_token, timings.last_token) {
             let num_gaps = timings.num_generated_tokens.saturating_sub(1);
             self.latencies.push(Latency {
                 ttft_s: (first - timings.arrival).as_secs_f64(),
@@ -243,6 +250,7 @@ mod tests {
             max_answer_tokens: 16,
             answers: Answers::FewLong,
             arrivals_per_step: 2,
+            allowed_tokens: None,
         };
         let mut engine = Engine::builder().optimizations(Selection::all()).max_num_seqs(4).build().unwrap();
         let mut set = RequestSet::draw(mix, &engine, 3).unwrap();
@@ -253,6 +261,13 @@ mod tests {
         assert_eq!(served.answers.iter().map(Vec::len).collect::<Vec<_>>(), wanted);
         assert_eq!(wanted.iter().filter(|&&tokens| tokens == 16).count(), 2);
         assert_eq!(served.latencies.len(), 9);
+        // Answers that end by themselves are the same.
+        let allowed = RequestMix { allowed_tokens: Some(40), ..mix };
+        let longer = RequestSet { mix: allowed, ..set.clone() };
+        assert_ne!(longer.fingerprint("m"), set.fingerprint("m"));
+        let ended = longer.serve(&mut engine).unwrap();
+        assert_eq!((ended.answers, ended.latencies.len()), (served.answers.clone(), 9));
+        assert!(!engine.has_unfinished());
         // A second pass through the same engine gives the same, with probabilities of all but each first token.
         set.with_prompt_logprobs = true;
         let again = set.serve(&mut engine).unwrap();

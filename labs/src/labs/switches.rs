@@ -1,9 +1,12 @@
-//! A lab for every switch in the registry, generated: its prerequisites alone against the same with it.
+//! A lab for every switch in the registry, generated: its prerequisites alone against the same with it. Bookkeeping is
+//! measured over the fast kernels, where it is the larger part of a step.
 
 use aisp_engine::optimizations::{Saving, Slot};
 use aisp_engine::{DeviceKind, Optimization, Selection};
 
 use super::engine_experiment::{EngineArm, EngineExperiment, EngineSettings, mixed_requests, tolerance};
+use super::requests::{Answers, RequestMix};
+use super::start::StartExperiment;
 use crate::LabError;
 use crate::lab::{Experiment, Lab, LabContext, LabInfo};
 use crate::record::Goal;
@@ -16,10 +19,24 @@ impl SwitchLab {
     /// The switch without and with it.
     fn arms(self, device: DeviceKind) -> Vec<EngineArm> {
         let spec = self.0.spec();
-        let with = Selection::closed_on(device, [self.0]);
+        let kernels: &[Optimization] = match (self.0, spec.slot, device) {
+            // What the others' kernels require is measured without them.
+            (Optimization::PagedKv, _, DeviceKind::Cpu) => {
+                &[Optimization::ContinuousBatching, Optimization::FastLinear]
+            }
+            (Optimization::PagedKv, _, DeviceKind::Cuda) => &[Optimization::ContinuousBatching],
+            (_, Slot::Scheduler | Slot::Prefill | Slot::PrefixReuse | Slot::Sampler, DeviceKind::Cpu) => {
+                &[Optimization::FusedOps, Optimization::PinnedPool]
+            }
+            (_, Slot::Scheduler | Slot::Prefill | Slot::PrefixReuse | Slot::Sampler, DeviceKind::Cuda) => {
+                &[Optimization::FusedOps, Optimization::CudaGraphs]
+            }
+            (_, _, _) => &[],
+        };
+        let with = Selection::closed_on(device, kernels.iter().copied().chain([self.0]));
         let without = with.without(self.0);
         vec![
-            EngineArm { name: without.to_string(), selection: without },
+            EngineArm { name: spec.baseline.to_owned(), selection: without },
             EngineArm { name: spec.name.to_owned(), selection: with },
         ]
     }
@@ -31,20 +48,52 @@ impl Lab for SwitchLab {
         LabInfo {
             id: format!("switch:{}", spec.name),
             summary: format!("{} instead of {}: {}", spec.name, spec.baseline, spec.summary),
-            goal: if spec.saves.contains(&Saving::Time) { Goal::Throughput } else { Goal::Memory },
+            goal: if spec.slot == Slot::Loading {
+                Goal::Speed
+            } else if spec.saves.contains(&Saving::Time) {
+                Goal::Throughput
+            } else {
+                Goal::Memory
+            },
             tags: vec![spec.slot.to_string()],
             tolerance: tolerance(spec.exactness),
         }
     }
 
     fn prepare(&self, context: &LabContext) -> Result<Box<dyn Experiment>, LabError> {
+        if self.0.spec().slot == Slot::Loading {
+            return Ok(Box::new(StartExperiment::new(context, self.0)?));
+        }
         let dense_weights = self.0.spec().slot == Slot::WeightType;
         // Steps so small that prompts do not fit into one: else there is nothing to cut.
         let max_num_batched_tokens = if self.0.spec().slot == Slot::Prefill { 64 } else { 2048 };
         let common_beginning = self.0.spec().slot == Slot::PrefixReuse;
+        if self.0.spec().slot == Slot::KvLayout {
+            let (max_num_seqs, max_model_len) = (8, 576);
+            let num_kv_tokens = max_num_seqs * max_model_len;
+            let settings = EngineSettings { max_num_seqs, max_model_len, num_kv_tokens, ..EngineSettings::default() };
+            return Ok(Box::new(EngineExperiment::new(
+                context,
+                unknown_lengths,
+                settings,
+                self.arms(context.device.kind()),
+            )?));
+        }
         let settings =
             EngineSettings { dense_weights, common_beginning, max_num_batched_tokens, ..EngineSettings::default() };
         let experiment = EngineExperiment::new(context, mixed_requests, settings, self.arms(context.device.kind()))?;
         Ok(Box::new(experiment))
+    }
+}
+
+/// Answers of 16 to 512 tokens; all that the engine knows of each before it ends is that 512 are allowed.
+fn unknown_lengths(_num_parameters: u64) -> RequestMix {
+    RequestMix {
+        num_requests: 64,
+        max_prompt_tokens: 32,
+        max_answer_tokens: 512,
+        answers: Answers::Spread,
+        arrivals_per_step: 64,
+        allowed_tokens: Some(512),
     }
 }
