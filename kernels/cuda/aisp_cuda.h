@@ -253,7 +253,8 @@ int aisp_rope_store(const aisp_ctx *ctx, const void *qkv, int32_t qkv_format, co
 // A sequence with context_lens 0 (padding of a bucket) gives zeros. block_tables i32 [S, max_blocks].
 // Splits are AISP_SPLIT_SIZE positions, aligned to absolute positions, added in order: batch-invariant.
 // `max_context_len` is the largest context the grid must cover (a graph captures it: use the bucket's limit);
-// splits beyond a sequence's context leave at once. Workspace: aisp_decode_workspace_bytes, zeroed once before first use.
+// splits beyond a sequence's context leave at once. With AISP_CTX_PDL, block_tables and context_lens are read while the
+// kernel launched just before still runs: that one must not write them (aisp_rope_store usually stands there). Workspace: aisp_decode_workspace_bytes, zeroed once before first use.
 #define AISP_SPLIT_SIZE 256
 typedef struct {
   const aisp_bf16 *q;          // [S, NH, D]

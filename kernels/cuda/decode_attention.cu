@@ -20,11 +20,10 @@ namespace {
 
 constexpr int WARPS = 4;
 constexpr int WARP_POSITIONS = AISP_SPLIT_SIZE / WARPS;
-constexpr int RING = 2;
 constexpr size_t COUNTER_BYTES = 256 * 1024; // one counter a sequence and kv head, in front of the workspace
 constexpr float NEVER = -INFINITY;
 
-template <int D, bool FP8>
+template <int D, bool FP8, int RING>
 struct Shape {
   static constexpr int ROW = D * (FP8 ? 1 : 2);       // bytes of a position in the pool
   static constexpr int ROW_STRIDE = D * 2 + 16;       // in shared memory as bf16; an odd number of 16 bytes: no conflicts
@@ -43,22 +42,23 @@ struct Call {
   int max_splits;
 };
 
-template <int D, bool FP8, int NT> // NT: groups of 8 heads
+template <int D, bool FP8, int NT, int RING> // NT: groups of 8 heads
 __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call call) {
-  using Sh = Shape<D, FP8>;
+  using Sh = Shape<D, FP8, RING>;
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ float warp_max_of[WARPS][NT * 8], warp_sum_of[WARPS][NT * 8];
   __shared__ int is_last;
-  pdl_wait();
-  pdl_launch();
-
   const aisp_decode_args &args = call.args;
   const int split = blockIdx.x, kv_head = blockIdx.y, s = blockIdx.z;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int group = call.group;
-  const int context = args.context_lens[s];
+  // Tables were written before the predecessor began (see the interface), so they may be read, and older positions
+  // asked for in the L2, while it runs.
+  const int context = __ldcg(args.context_lens + s);
   const int num_heads = args.num_heads;
   if (context <= 0) {
+    pdl_wait();
+    pdl_launch();
     if (split == 0) {
       auto *to = reinterpret_cast<__nv_bfloat16 *>(args.out) + ((int64_t)s * num_heads + kv_head * group) * D;
       for (int i = threadIdx.x; i < group * D; i += WARPS * 32) to[i] = __float2bfloat16_rn(0);
@@ -68,7 +68,11 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
   const int begin = args.sliding_window > 0 && context > args.sliding_window ? context - args.sliding_window : 0;
   const int first_split = begin / AISP_SPLIT_SIZE;
   const int end_split = (context + AISP_SPLIT_SIZE - 1) / AISP_SPLIT_SIZE;
-  if (split < first_split || split >= end_split) return;
+  if (split < first_split || split >= end_split) {
+    pdl_wait();
+    pdl_launch();
+    return;
+  }
 
   // Blocks of 16 positions that this warp walks.
   const int warp_begin = split * AISP_SPLIT_SIZE + warp * WARP_POSITIONS;
@@ -77,6 +81,15 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
   const int num_blocks = walk_end > walk_begin ? (walk_end - walk_begin + AISP_BLOCK_SIZE - 1) / AISP_BLOCK_SIZE : 0;
   const int32_t *block_table = args.block_tables + (int64_t)s * args.max_blocks + walk_begin / AISP_BLOCK_SIZE;
   const uint32_t ring = shared_address(shared) + warp * Sh::WARP_BYTES;
+
+  for (int i = 0; i < num_blocks; i++) {
+    constexpr int LINES = 16 * Sh::ROW / 128; // of a block's head
+    const int64_t at = ((int64_t)__ldcg(block_table + i) * call.kv.num_kv_heads + kv_head) * 16 * Sh::ROW;
+    for (int line = lane; line < 2 * LINES; line += 32)
+      prefetch_l2(static_cast<const uint8_t *>(line < LINES ? call.kv.k : call.kv.v) + at + line % LINES * 128);
+  }
+  pdl_wait();
+  pdl_launch();
 
   auto fill = [&](int i) {
     if (i < num_blocks) {
@@ -330,22 +343,34 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
   if (threadIdx.x == 0) *counter = 0; // for the next call
 }
 
-template <int D, bool FP8, int NT>
-__host__ __device__ constexpr int shared_bytes() {
-  constexpr int ring = WARPS * Shape<D, FP8>::WARP_BYTES;
+template <int D, bool FP8, int NT, int RING>
+constexpr int shared_bytes() {
+  constexpr int ring = WARPS * Shape<D, FP8, RING>::WARP_BYTES;
   constexpr int exchange = WARPS * NT * 8 * D * 4;
   return ring > exchange ? ring : exchange;
 }
 
-template <int D, bool FP8, int NT>
-int start(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
-  const dim3 grid(call.max_splits, call.kv.num_kv_heads, call.args.num_seqs);
-  return launch(ctx, decode_attention_kernel<D, FP8, NT>, grid, WARPS * 32, shared_bytes<D, FP8, NT>(), stream, call);
+template <int D, bool FP8, int NT, int RING>
+int raise_limit_of() {
+  return cudaFuncSetAttribute(decode_attention_kernel<D, FP8, NT, RING>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              shared_bytes<D, FP8, NT, RING>());
 }
 template <int D, bool FP8, int NT>
 int raise_limit() {
-  return cudaFuncSetAttribute(decode_attention_kernel<D, FP8, NT>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              shared_bytes<D, FP8, NT>());
+  if (int code = raise_limit_of<D, FP8, NT, 2>()) return code;
+  if constexpr (D <= 128) return raise_limit_of<D, FP8, NT, 4>();
+  return 0;
+}
+
+// A few blocks load all they need at once; many share the multiprocessors, and more of them hide more.
+template <int D, bool FP8, int NT>
+int start(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
+  const dim3 grid(call.max_splits, call.kv.num_kv_heads, call.args.num_seqs);
+  if constexpr (D <= 128) {
+    if ((int64_t)grid.x * grid.y * grid.z <= ctx->sm_count && ctx->compute_capability != 86 && ctx->compute_capability != 89)
+      return launch(ctx, decode_attention_kernel<D, FP8, NT, 4>, grid, WARPS * 32, shared_bytes<D, FP8, NT, 4>(), stream, call);
+  }
+  return launch(ctx, decode_attention_kernel<D, FP8, NT, 2>, grid, WARPS * 32, shared_bytes<D, FP8, NT, 2>(), stream, call);
 }
 
 template <int D, bool FP8>

@@ -19,6 +19,13 @@ namespace {
 
 constexpr int WARPS = 8;
 constexpr int SLICE_UNIT = 256; // slices are cut at multiples of this many k
+#ifndef AISP_LINEAR_AHEAD
+#define AISP_LINEAR_AHEAD 4
+#endif
+#ifndef AISP_LINEAR_RING_KIB
+#define AISP_LINEAR_RING_KIB 96
+#endif
+constexpr int AHEAD = AISP_LINEAR_AHEAD; // stages asked for in the L2 before the predecessor is done
 
 // One stage: a warp's 16 rows by STAGE_K values.
 template <int F>
@@ -51,7 +58,7 @@ __host__ __device__ constexpr int stage_bytes() {
 // Two kernels of a chain must fit on a multiprocessor together, three must not: rings of about 96 KiB.
 template <int F, int MT, int NT>
 __host__ __device__ constexpr int num_stages() {
-  constexpr int fit = (NT > 4 ? 80 : 96) * 1024 / (WARPS * stage_bytes<F, MT>());
+  constexpr int fit = (NT > 4 ? 80 : AISP_LINEAR_RING_KIB) * 1024 / (WARPS * stage_bytes<F, MT>());
   return fit < 2 ? 2 : fit > 6 ? 6 : fit;
 }
 template <int F, int MT, int NT>
@@ -113,6 +120,18 @@ __device__ inline void fill_stage(const Tiles &t, int tile, int ks, uint32_t sta
   }
 }
 
+// Asks for a stage's lines in the L2.
+template <int F, int MT>
+__device__ inline void prefetch_stage(const Tiles &t, int tile, int ks, int lane) {
+  using Fm = Format<F>;
+  constexpr int LINES = Fm::ROW_BYTES / 128; // of a row
+  for (int i = lane; i < 16 * MT * LINES; i += 32) {
+    const int row = i / LINES, n = half_row(t, tile + row / 16, row / 8 % 2) + row % 8;
+    const int64_t column = (int64_t)ks * Fm::ROW_BYTES + i % LINES * 128;
+    if (n < t.n && tile + row / 16 < t.num_tiles && column < t.row_bytes) prefetch_l2(t.data + n * t.row_bytes + column);
+  }
+}
+
 // Where a lane reads x: row `lane / 4` of each group of eight.
 template <int NT>
 struct Columns {
@@ -139,12 +158,45 @@ __device__ inline uint32_t fp4_pair(uint32_t word, int i, uint32_t scale) {
   return fma_bf16x2((code & 0x00070007u) << 6 | (code & 0x00080008u) << 12, scale, 0x80008000u);
 }
 
+// The values of x that a lane will need next, a few pieces of 8 k ahead of the sums: they come from the L2 or the L1, and
+// a stage must not wait for them.
+template <int F, int NT>
+struct XAhead {
+  static constexpr int PIECES = Format<F>::STAGE_K / 32; // of a stage
+  static constexpr int DEPTH = NT <= 2 ? 4 : NT == 4 ? 2 : 1;
+  Columns<NT> columns;
+  uint4 ahead[DEPTH][NT];
+
+  // First k of piece p in a stage, for this lane.
+  static __device__ inline int place(int p, int c) {
+    if constexpr (F == AISP_FP8) return p / 2 * 64 + c * 16 + p % 2 * 8;
+    if constexpr (F == AISP_NVFP4) return p / 4 * 128 + c * 32 + p % 4 * 8;
+    return p * 32 + c * 8;
+  }
+  __device__ inline void begin(int ks, int c) {
+#pragma unroll
+    for (int p = 0; p < DEPTH; p++)
+#pragma unroll
+      for (int nt = 0; nt < NT; nt++) ahead[p][nt] = columns.load(nt, ks * Format<F>::STAGE_K + place(p, c));
+  }
+  // Piece p of stage ks; queues the one DEPTH later, which may lie in stage next_ks.
+  __device__ inline void take(uint4 (&b)[NT], int p, int ks, int next_ks, int c) {
+    const int later = p + DEPTH, stage = later < PIECES ? ks : next_ks;
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) {
+      b[nt] = ahead[p % DEPTH][nt];
+      ahead[p % DEPTH][nt] = columns.load(nt, stage * Format<F>::STAGE_K + place(later % PIECES, c));
+    }
+  }
+};
+
+__device__ inline uint32_t word_of(const uint4 &v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+
 // acc += W[stage] x[stage].
 template <int F, int MT, int NT>
-__device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, int ks, const Columns<NT> &x, int lane) {
+__device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, int ks, int next_ks, XAhead<F, NT> &x, int lane) {
   using Fm = Format<F>;
   const int r = lane / 4, c = lane % 4;
-  const int k0 = ks * Fm::STAGE_K;
   const uint32_t row_at = stage + r * Fm::ROW_BYTES;
   const uint32_t flip = (r & 1) << 2;
   const uint32_t scales_at = stage + 16 * MT * Fm::ROW_BYTES;
@@ -153,17 +205,16 @@ __device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, i
     low = shared_16(at);
     high = shared_16(at + 8 * Fm::ROW_BYTES);
   };
+  uint4 b[NT];
 
   if constexpr (F == AISP_BF16) {
 #pragma unroll
-    for (int chunk = 0; chunk < 4; chunk++) { // 32 k
-      uint4 b[NT];
-#pragma unroll
-      for (int nt = 0; nt < NT; nt++) b[nt] = x.load(nt, k0 + chunk * 32 + c * 8);
+    for (int p = 0; p < 4; p++) { // 32 k
+      x.take(b, p, ks, next_ks, c);
 #pragma unroll
       for (int mt = 0; mt < MT; mt++) {
         uint4 low, high;
-        rows(mt, chunk * 4 + c, low, high);
+        rows(mt, p * 4 + c, low, high);
 #pragma unroll
         for (int nt = 0; nt < NT; nt++) {
           mma_bf16(acc[mt][nt], low.x, high.x, low.y, high.y, b[nt].x, b[nt].y);
@@ -174,61 +225,50 @@ __device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, i
   } else if constexpr (F == AISP_FP8) {
 #pragma unroll
     for (int chunk = 0; chunk < 4; chunk++) { // 64 k
-      uint4 b[NT][2];
+      uint4 low[MT], high[MT];
 #pragma unroll
-      for (int nt = 0; nt < NT; nt++)
+      for (int mt = 0; mt < MT; mt++) rows(mt, chunk * 4 + c, low[mt], high[mt]);
 #pragma unroll
-        for (int i = 0; i < 2; i++) b[nt][i] = x.load(nt, k0 + chunk * 64 + c * 16 + i * 8);
+      for (int i = 0; i < 4; i++) {
+        if (i % 2 == 0) x.take(b, chunk * 2 + i / 2, ks, next_ks, c);
 #pragma unroll
-      for (int mt = 0; mt < MT; mt++) {
-        uint4 low, high;
-        rows(mt, chunk * 4 + c, low, high);
-        const uint32_t lw[4] = {low.x, low.y, low.z, low.w}, hw[4] = {high.x, high.y, high.z, high.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
+        for (int mt = 0; mt < MT; mt++) {
           uint32_t a0, a1, a2, a3;
-          e4m3x4_to_bf16(lw[i], a0, a2);
-          e4m3x4_to_bf16(hw[i], a1, a3);
+          e4m3x4_to_bf16(word_of(low[mt], i), a0, a2);
+          e4m3x4_to_bf16(word_of(high[mt], i), a1, a3);
 #pragma unroll
-          for (int nt = 0; nt < NT; nt++) {
-            const uint4 v = b[nt][i / 2];
-            mma_bf16(acc[mt][nt], a0, a1, a2, a3, i % 2 ? v.z : v.x, i % 2 ? v.w : v.y);
-          }
+          for (int nt = 0; nt < NT; nt++)
+            mma_bf16(acc[mt][nt], a0, a1, a2, a3, i % 2 ? b[nt].z : b[nt].x, i % 2 ? b[nt].w : b[nt].y);
         }
       }
     }
   } else if constexpr (F == AISP_W8G32) {
 #pragma unroll
     for (int chunk = 0; chunk < 4; chunk++) { // 64 k, two groups
-      uint4 b[NT][2];
-#pragma unroll
-      for (int nt = 0; nt < NT; nt++)
-#pragma unroll
-        for (int g = 0; g < 2; g++) b[nt][g] = x.load(nt, k0 + chunk * 64 + g * 32 + c * 8);
+      uint4 low[MT], high[MT];
+      float2 s_low[MT], s_high[MT];
 #pragma unroll
       for (int mt = 0; mt < MT; mt++) {
-        uint4 low, high;
-        rows(mt, chunk * 4 + c, low, high);
-        uint32_t s[2];
+        rows(mt, chunk * 4 + c, low[mt], high[mt]);
+        const uint32_t s0 = shared_4(scales_at + (mt * 16 + r) * 16 + chunk * 4), s1 = shared_4(scales_at + (mt * 16 + 8 + r) * 16 + chunk * 4);
+        s_low[mt] = __half22float2(*reinterpret_cast<const __half2 *>(&s0));
+        s_high[mt] = __half22float2(*reinterpret_cast<const __half2 *>(&s1));
+      }
 #pragma unroll
-        for (int half = 0; half < 2; half++)
-          asm volatile("ld.shared.u32 %0, [%1];"
-                       : "=r"(s[half])
-                       : "r"(scales_at + (mt * 16 + half * 8 + r) * 16 + chunk * 4) : "memory");
-        const float2 s_low = __half22float2(*reinterpret_cast<const __half2 *>(&s[0]));
-        const float2 s_high = __half22float2(*reinterpret_cast<const __half2 *>(&s[1]));
+      for (int g = 0; g < 2; g++) {
+        x.take(b, chunk * 2 + g, ks, next_ks, c);
 #pragma unroll
-        for (int g = 0; g < 2; g++) {
-          const uint32_t l0 = (g ? low.z : low.x) ^ 0x80808080u, l1 = (g ? low.w : low.y) ^ 0x80808080u;
-          const uint32_t h0 = (g ? high.z : high.x) ^ 0x80808080u, h1 = (g ? high.w : high.y) ^ 0x80808080u;
+        for (int mt = 0; mt < MT; mt++) {
+          const uint32_t l0 = word_of(low[mt], 2 * g) ^ 0x80808080u, l1 = word_of(low[mt], 2 * g + 1) ^ 0x80808080u;
+          const uint32_t h0 = word_of(high[mt], 2 * g) ^ 0x80808080u, h1 = word_of(high[mt], 2 * g + 1) ^ 0x80808080u;
           const uint32_t a[8] = {int8_pair(l0, 0x7650), int8_pair(h0, 0x7650), int8_pair(l0, 0x7652), int8_pair(h0, 0x7652),
                                  int8_pair(l1, 0x7650), int8_pair(h1, 0x7650), int8_pair(l1, 0x7652), int8_pair(h1, 0x7652)};
-          const float sl = g ? s_low.y : s_low.x, sh = g ? s_high.y : s_high.x;
+          const float sl = g ? s_low[mt].y : s_low[mt].x, sh = g ? s_high[mt].y : s_high[mt].x;
 #pragma unroll
           for (int nt = 0; nt < NT; nt++) {
             float d[4] = {0, 0, 0, 0};
-            mma_bf16(d, a[0], a[1], a[2], a[3], b[nt][g].x, b[nt][g].y);
-            mma_bf16(d, a[4], a[5], a[6], a[7], b[nt][g].z, b[nt][g].w);
+            mma_bf16(d, a[0], a[1], a[2], a[3], b[nt].x, b[nt].y);
+            mma_bf16(d, a[4], a[5], a[6], a[7], b[nt].z, b[nt].w);
             acc[mt][nt][0] = fmaf(sl, d[0], acc[mt][nt][0]);
             acc[mt][nt][1] = fmaf(sl, d[1], acc[mt][nt][1]);
             acc[mt][nt][2] = fmaf(sh, d[2], acc[mt][nt][2]);
@@ -249,11 +289,10 @@ __device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, i
       }
 #pragma unroll
       for (int g = 0; g < 4; g++) {
-        uint4 b[NT];
+        x.take(b, chunk * 4 + g, ks, next_ks, c);
         float sum[NT][4]; // of x over the group: rows of ones times x; [0] and [1] are this lane's columns
 #pragma unroll
         for (int nt = 0; nt < NT; nt++) {
-          b[nt] = x.load(nt, k0 + chunk * 128 + g * 32 + c * 8);
 #pragma unroll
           for (int i = 0; i < 4; i++) sum[nt][i] = 0;
           constexpr uint32_t ONES = 0x3f803f80u;
@@ -262,10 +301,8 @@ __device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, i
         }
 #pragma unroll
         for (int mt = 0; mt < MT; mt++) {
-          const uint32_t lw = g == 0 ? low[mt].x : g == 1 ? low[mt].y : g == 2 ? low[mt].z : low[mt].w;
-          const uint32_t hw = g == 0 ? high[mt].x : g == 1 ? high[mt].y : g == 2 ? high[mt].z : high[mt].w;
-          const uint32_t sl = g == 0 ? s_low[mt].x : g == 1 ? s_low[mt].y : g == 2 ? s_low[mt].z : s_low[mt].w;
-          const uint32_t sh = g == 0 ? s_high[mt].x : g == 1 ? s_high[mt].y : g == 2 ? s_high[mt].z : s_high[mt].w;
+          const uint32_t lw = word_of(low[mt], g), hw = word_of(high[mt], g);
+          const uint32_t sl = word_of(s_low[mt], g), sh = word_of(s_high[mt], g);
           const float2 fl = __half22float2(*reinterpret_cast<const __half2 *>(&sl));
           const float2 fh = __half22float2(*reinterpret_cast<const __half2 *>(&sh));
           const uint32_t a[8] = {w4_pair(lw, 0), w4_pair(hw, 0), w4_pair(lw, 1), w4_pair(hw, 1),
@@ -287,34 +324,28 @@ __device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, i
 #pragma unroll
     for (int chunk = 0; chunk < 2; chunk++) { // 128 k; a lane holds 32 values of a row, two groups of 16
       uint4 low[MT], high[MT];
-      uint32_t s_low[MT][2], s_high[MT][2];
+      uint32_t scale[MT][2][2];
 #pragma unroll
       for (int mt = 0; mt < MT; mt++) {
         rows(mt, chunk * 4 + c, low[mt], high[mt]);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-          uint16_t two;
-          asm volatile("ld.shared.u16 %0, [%1];"
-                       : "=h"(two)
-                       : "r"(scales_at + (mt * 16 + half * 8 + r) * 16 + chunk * 8 + c * 2) : "memory");
+          const uint32_t four = shared_4(scales_at + (mt * 16 + half * 8 + r) * 16 + chunk * 8 + c / 2 * 4);
           // e4m3 times 2^118: e2m1 bits stand 2^126 too low, and 448 * 2^126 would overflow; tensor_scale takes 2^8.
           uint32_t s01, unused;
-          e4m3x4_to_bf16(two, s01, unused);
+          e4m3x4_to_bf16(c % 2 ? four >> 16 : four, s01, unused);
           s01 = fma_bf16x2(s01, 0x7a807a80u, 0x80008000u);
-          (half ? s_high : s_low)[mt][0] = __byte_perm(s01, 0, 0x1010);
-          (half ? s_high : s_low)[mt][1] = __byte_perm(s01, 0, 0x3232);
+          scale[mt][half][0] = __byte_perm(s01, 0, 0x1010);
+          scale[mt][half][1] = __byte_perm(s01, 0, 0x3232);
         }
       }
 #pragma unroll
       for (int word = 0; word < 4; word++) {
-        uint4 b[NT];
-#pragma unroll
-        for (int nt = 0; nt < NT; nt++) b[nt] = x.load(nt, k0 + chunk * 128 + c * 32 + word * 8);
+        x.take(b, chunk * 4 + word, ks, next_ks, c);
 #pragma unroll
         for (int mt = 0; mt < MT; mt++) {
-          const uint32_t lw = word == 0 ? low[mt].x : word == 1 ? low[mt].y : word == 2 ? low[mt].z : low[mt].w;
-          const uint32_t hw = word == 0 ? high[mt].x : word == 1 ? high[mt].y : word == 2 ? high[mt].z : high[mt].w;
-          const uint32_t sl = s_low[mt][word / 2], sh = s_high[mt][word / 2];
+          const uint32_t lw = word_of(low[mt], word), hw = word_of(high[mt], word);
+          const uint32_t sl = scale[mt][0][word / 2], sh = scale[mt][1][word / 2];
           const uint32_t a[8] = {fp4_pair(lw, 0, sl), fp4_pair(hw, 0, sh), fp4_pair(lw, 1, sl), fp4_pair(hw, 1, sh),
                                  fp4_pair(lw, 2, sl), fp4_pair(hw, 2, sh), fp4_pair(lw, 3, sl), fp4_pair(hw, 3, sh)};
 #pragma unroll
@@ -367,7 +398,7 @@ __device__ inline void finish(const aisp_linear_args &args, const Tiles &tiles, 
 }
 
 template <int F, int MT, int NT>
-__global__ void __launch_bounds__(WARPS * 32) linear_kernel(const Tiles tiles, const float tensor_scale, const aisp_linear_args args) {
+__global__ void __launch_bounds__(WARPS * 32, NT == 1 ? 2 : 1) linear_kernel(const Tiles tiles, const float tensor_scale, const aisp_linear_args args) {
   using Fm = Format<F>;
   constexpr int STAGES = num_stages<F, MT, NT>();
   constexpr int STAGE = stage_bytes<F, MT>();
@@ -399,11 +430,20 @@ __global__ void __launch_bounds__(WARPS * 32) linear_kernel(const Tiles tiles, c
   };
 #pragma unroll 1
   for (int i = 0; i < STAGES - 1; i++) fill();
+  // The stages after those, into the L2: the predecessor's last wave leaves the memory idle.
+  {
+    int group = fill_group, ks = fill_ks;
+    for (int i = 0; i < AHEAD && filled + i < total; i++) {
+      prefetch_stage<F, MT>(tiles, group * MT, ks, lane);
+      if (++ks == ks_end) ks = ks_begin, group += gridDim.x;
+    }
+  }
 
   pdl_wait();
   pdl_launch();
 
-  Columns<NT> x;
+  XAhead<F, NT> ahead;
+  Columns<NT> &x = ahead.columns;
   x.k = tiles.k;
 #pragma unroll
   for (int nt = 0; nt < NT; nt++) {
@@ -413,6 +453,14 @@ __global__ void __launch_bounds__(WARPS * 32) linear_kernel(const Tiles tiles, c
       const int64_t row = args.row_ids ? args.row_ids[t] : t;
       x.row[nt] = reinterpret_cast<const __nv_bfloat16 *>(args.x) + row * args.ldx;
     }
+  }
+
+  if (total > 0) ahead.begin(ks_begin, lane % 4);
+  // The norm of row `warp`: loaded now, needed when the first tile is done.
+  float squares = 0;
+  if (args.x_sumsq && warp < args.num_rows) {
+    const int64_t row = args.row_ids ? args.row_ids[warp] : warp;
+    for (int i = lane; i < tiles.k / 16; i += 32) squares += __ldcg(args.x_sumsq + row * (tiles.k / 16) + i);
   }
 
   int done = 0, buffer = 0;
@@ -431,14 +479,18 @@ __global__ void __launch_bounds__(WARPS * 32) linear_kernel(const Tiles tiles, c
       copy_async_wait<STAGES - 2>();
       __syncwarp();
       fill(); // into the stage that was read last
-      multiply_stage<F, MT, NT>(acc, ring + done % STAGES * STAGE, ks, x, lane);
+      multiply_stage<F, MT, NT>(acc, ring + done % STAGES * STAGE, ks, ks + 1 < ks_end ? ks + 1 : ks_begin, ahead, lane);
       done++;
     }
     if (first) {
       // The norm's scale of each row, while the copies run.
       first = false;
       if (args.x_sumsq) {
-        for (int t = warp; t < min(args.num_rows, NT * 8); t += WARPS) {
+        if (warp < args.num_rows) {
+          const float scale = rsqrtf(warp_sum(squares) / tiles.k + args.eps);
+          if (lane == 0) row_scale[warp] = scale;
+        }
+        for (int t = warp + WARPS; t < min(args.num_rows, NT * 8); t += WARPS) {
           const int64_t row = args.row_ids ? args.row_ids[t] : t;
           const float scale = rms_scale(args.x_sumsq + row * (tiles.k / 16), tiles.k / 16, tiles.k, args.eps);
           if (lane == 0) row_scale[t] = scale;

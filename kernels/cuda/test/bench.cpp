@@ -105,6 +105,8 @@ static void bench_linear() {
   std::printf("   (floor us)\n");
   for (auto &format_name : words("FORMATS", "bf16 fp8 w8g32 w4g32 nvfp4"))
     for (auto [n, k, gated] : shapes) {
+      const auto wanted = words("SHAPES", "");
+      if (!wanted.empty() && std::find(wanted.begin(), wanted.end(), std::to_string(n) + "x" + std::to_string(k)) == wanted.end()) continue;
       const int format = format_named(format_name);
       const size_t one = aisp_weight_data_bytes(format, n, k);
       const int copies = (int)std::clamp<size_t>(((size_t)400 << 20) / one, 2, 200);
