@@ -20,7 +20,7 @@ impl Lab for ContinuousBatchingLab {
             summary: "requests join the running batch instead of waiting for all of it, 64 answers of 16 to 512 tokens"
                 .into(),
             goal: Goal::Throughput,
-            tags: vec!["engine".into()],
+            tags: vec!["engine".into(), "cuda".into()],
             tolerance: tolerance(Exactness::SameTokens),
         }
     }

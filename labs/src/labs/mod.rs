@@ -60,13 +60,15 @@ pub fn matching(targets: &[String]) -> Result<Vec<Box<dyn Lab>>, LabError> {
     Ok(all().into_iter().filter(|lab| wanted(&lab.info().id)).collect())
 }
 
-/// Those of [`matching`] that make sense on a device: on a GPU the labs of engines and of its switches.
+/// Those of [`matching`] that run on a device: on a GPU the labs tagged so.
 ///
 /// Errors: as [`matching`].
 pub fn matching_on(targets: &[String], device: DeviceKind) -> Result<Vec<Box<dyn Lab>>, LabError> {
-    let applies = |info: &LabInfo| match info.id.strip_prefix("switch:").and_then(Optimization::by_name) {
-        Some(switch) => switch.spec().devices.include(device),
-        None => device == DeviceKind::Cpu || info.tags.iter().any(|tag| tag == "engine"),
+    let tag = device.to_string();
+    let applies = |info: &LabInfo| {
+        let switch = info.id.strip_prefix("switch:").and_then(Optimization::by_name);
+        let switch_applies = switch.is_none_or(|switch| switch.spec().devices.include(device));
+        switch_applies && (device == DeviceKind::Cpu || info.tags.contains(&tag))
     };
     Ok(matching(targets)?.into_iter().filter(|lab| applies(&lab.info())).collect())
 }

@@ -55,7 +55,10 @@ impl Lab for SwitchLab {
             } else {
                 Goal::Memory
             },
-            tags: vec![spec.slot.to_string()],
+            tags: match spec.slot {
+                Slot::Loading => vec![spec.slot.to_string()],
+                slot => vec![slot.to_string(), "cuda".into()],
+            },
             tolerance: tolerance(spec.exactness),
         }
     }
