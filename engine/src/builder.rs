@@ -8,7 +8,7 @@ use crate::device::{DeviceChoice, DeviceKind};
 use crate::engine::{Engine, EngineParts, ModelInfo};
 use crate::error::EngineError;
 use crate::kv_cache::KvCacheManager;
-use crate::loader::{self, Checkpoint, LoadOptions, ModelSource, available_memory_bytes};
+use crate::loader::{self, Checkpoint, LoadOptions, ModelSource};
 use crate::model::{ModelConfig, ModelContext, PackedWeights};
 use crate::optimizations::{Optimization, Selection};
 use crate::plan::{AttentionKind, LinearKind, LoadingKind, PointwiseKind};
@@ -214,7 +214,7 @@ impl EngineBuilder {
         }
         let slot_bytes = components::kv_bytes_per_token(&plan, &checkpoint.config, dtype)?;
         let share = self.memory_utilization.unwrap_or(KV_FREE_MEMORY_SHARE);
-        let free = available_memory_bytes();
+        let free = self.device.free_bytes()?;
         let budget_bytes = free.map_or(FALLBACK_KV_BYTES, |free| (free as f64 * share) as u64);
         let size = self.size_cache(&checkpoint.config, slot_bytes, budget_bytes)?;
         self.assemble(checkpoint, (load.device, dtype), size, selection, wrap)

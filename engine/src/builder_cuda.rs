@@ -27,6 +27,7 @@ mod build {
     use super::*;
     use crate::builder::{Built, CacheSize};
     use crate::components::{self, Bookkeeping, Engagement};
+    use crate::compute::Compute;
     use crate::device::DeviceChoice;
     use crate::kv_cache::BLOCK_SIZE;
     use crate::loader::{self, LoadOptions, ModelSource};
@@ -55,6 +56,8 @@ mod build {
             };
             let plan = selection.plan();
             let gpu = Gpu::open(index)?;
+            // The host still draws tokens.
+            let compute = Compute::build(&plan, self.threads)?;
             let mut checkpoint = self.checkpoint(&plan)?;
             let mut engagement = Engagement::default();
             engagement.add(Optimization::MmapLoading, checkpoint.weights.num_mapped() as u64);
@@ -79,7 +82,7 @@ mod build {
             // Every byte of the checkpoint left the host.
             let packed = PackedWeights { released_bytes: checkpoint.weight_bytes, ..packed };
             let Bookkeeping { policies, kv_manager, sampler } =
-                Bookkeeping::build(&plan, size.num_kv_slots, self.prefill_chunk_tokens);
+                Bookkeeping::build(&plan, size.num_kv_slots, self.prefill_chunk_tokens, compute.isa);
             let runner = wrap(Box::new(runner));
             let built = Built { runner, kv: kv_manager, policies, sampler, packed, engagement, place };
             self.finish(checkpoint, CacheSize { ..size }, selection, components::weight_type(&plan).1, built)

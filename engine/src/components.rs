@@ -162,7 +162,7 @@ impl Components {
     /// Errors: allocation on the device.
     pub fn build(plan: &Plan, context: &BuildContext<'_>) -> Result<Self, EngineError> {
         let Bookkeeping { policies, kv_manager, sampler } =
-            Bookkeeping::build(plan, context.num_kv_slots, context.prefill_chunk_tokens);
+            Bookkeeping::build(plan, context.num_kv_slots, context.prefill_chunk_tokens, context.compute.isa);
         let kv = match (plan.attention, plan.pointwise) {
             (AttentionKind::Materialised, _) => {
                 let pool = KvPool::new(context.config, context.num_kv_slots, context.dtype, context.device)?;
@@ -193,7 +193,7 @@ pub(crate) struct Bookkeeping {
 }
 
 impl Bookkeeping {
-    pub fn build(plan: &Plan, num_kv_slots: usize, prefill_chunk_tokens: usize) -> Self {
+    pub fn build(plan: &Plan, num_kv_slots: usize, prefill_chunk_tokens: usize, isa: Isa) -> Self {
         let admission: Box<dyn AdmissionPolicy> = match plan.scheduler {
             SchedulerKind::StaticBatching => Box::new(StaticBatching),
             SchedulerKind::ContinuousBatching => Box::new(ContinuousBatching),
@@ -212,7 +212,7 @@ impl Bookkeeping {
         };
         let sampler: Box<dyn Sampler> = match plan.sampler {
             SamplerKind::Sort => Box::new(SortSampler),
-            SamplerKind::Candidates => Box::new(CandidateSampler::new(context.compute.isa)),
+            SamplerKind::Candidates => Box::new(CandidateSampler::new(isa)),
         };
         Self { policies: SchedulerPolicies { admission, prefill }, kv_manager, sampler }
     }

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use candle_core::Device;
 
 use crate::error::EngineError;
+use crate::loader::available_memory_bytes;
 
 /// A kind of device; decides which optimizations apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -98,6 +99,16 @@ impl DeviceChoice {
         }
     }
 
+    /// Bytes of memory that are free; none where the system does not say.
+    ///
+    /// Errors: as [`DeviceChoice::name`].
+    pub(crate) fn free_bytes(self) -> Result<Option<u64>, EngineError> {
+        match self {
+            Self::Cpu => Ok(available_memory_bytes()),
+            Self::Cuda { index } => gpu_free_bytes(index).map(Some),
+        }
+    }
+
     /// The device of candle's ops.
     ///
     /// Errors: a build without CUDA; no driver, library or device.
@@ -115,6 +126,16 @@ fn candle_cuda(index: usize) -> Result<Device, EngineError> {
     drop(aisp_kernels::cuda::Gpu::open(index)?);
     aisp_kernels::cuda::open_candle_libraries()?;
     Ok(Device::new_cuda_with_stream(index)?)
+}
+
+#[cfg(feature = "cuda")]
+fn gpu_free_bytes(index: usize) -> Result<u64, EngineError> {
+    Ok(aisp_kernels::cuda::Gpu::open(index)?.free_bytes()?)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu_free_bytes(_: usize) -> Result<u64, EngineError> {
+    Err(no_cuda())
 }
 
 #[cfg(feature = "cuda")]

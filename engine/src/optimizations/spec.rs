@@ -203,6 +203,16 @@ pub enum Devices {
     Cuda,
 }
 
+impl fmt::Display for Devices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::All => "cpu, cuda",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        })
+    }
+}
+
 impl Devices {
     /// Whether a device of this kind is among them.
     pub fn include(self, device: DeviceKind) -> bool {

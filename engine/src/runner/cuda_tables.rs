@@ -299,7 +299,10 @@ mod tests {
     #[test]
     fn tables_do_not_overlap_and_start_aligned() {
         for input in [input(&[(0, 20), (33, 1), (16, 3)]), input(&[(5, 1)]), input(&[(0, 7)])] {
-            let layout = filled(&input).0.layout();
+            let shape = filled(&input).0;
+            let layout = shape.layout();
+            assert_eq!(shape.is_decode(), input.token_ids.len() == 1);
+            assert!(layout.len <= StepShape::most_values(32, 4, 4096));
             let tables = [
                 layout.token_ids,
                 layout.positions,

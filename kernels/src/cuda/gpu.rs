@@ -148,6 +148,8 @@ fn raw_info(index: usize) -> Result<ffi::DeviceInfo, CudaError> {
             driver if driver > 0 && driver < info.runtime_version => {
                 CudaError::OldDriver { driver: version(driver), needed: version(info.runtime_version) }
             }
+            // The run-time calls a missing driver one that is too old.
+            0 => CudaError::NoDriver { message: "libcuda.so.1 is not found".into() },
             _ => CudaError::NoDriver { message: error_text(counted) },
         });
     }
