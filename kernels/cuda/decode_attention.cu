@@ -42,6 +42,13 @@ struct Call {
   int max_splits;
 };
 
+template <int D, bool FP8, int NT, int RING>
+__host__ __device__ constexpr int shared_bytes() {
+  constexpr int ring = WARPS * Shape<D, FP8, RING>::WARP_BYTES;
+  constexpr int exchange = WARPS * NT * 8 * D * 4;
+  return ring > exchange ? ring : exchange;
+}
+
 template <int D, bool FP8, int NT, int RING> // NT: groups of 8 heads
 __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call call) {
   using Sh = Shape<D, FP8, RING>;
@@ -82,15 +89,6 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
   const int32_t *block_table = args.block_tables + (int64_t)s * args.max_blocks + walk_begin / AISP_BLOCK_SIZE;
   const uint32_t ring = shared_address(shared) + warp * Sh::WARP_BYTES;
 
-  for (int i = 0; i < num_blocks; i++) {
-    constexpr int LINES = 16 * Sh::ROW / 128; // of a block's head
-    const int64_t at = ((int64_t)__ldcg(block_table + i) * call.kv.num_kv_heads + kv_head) * 16 * Sh::ROW;
-    for (int line = lane; line < 2 * LINES; line += 32)
-      prefetch_l2(static_cast<const uint8_t *>(line < LINES ? call.kv.k : call.kv.v) + at + line % LINES * 128);
-  }
-  pdl_wait();
-  pdl_launch();
-
   auto fill = [&](int i) {
     if (i < num_blocks) {
       const int64_t at = (int64_t)block_table[i] * call.kv.num_kv_heads + kv_head; // of a block's head
@@ -113,8 +111,15 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
     }
     copy_async_commit();
   };
-#pragma unroll
-  for (int i = 0; i < RING; i++) fill(i);
+  // The predecessor stores the newest position; all blocks before its own are settled.
+  const int settled = (context - 1) / AISP_BLOCK_SIZE - walk_begin / AISP_BLOCK_SIZE;
+  int filled = 0;
+#pragma unroll 1
+  for (; filled < RING && filled < settled; filled++) fill(filled);
+  pdl_wait();
+  pdl_launch();
+#pragma unroll 1
+  for (; filled < RING; filled++) fill(filled);
 
   // Q^T as the operand of columns: column h = lane / 4 of each group of eight.
   constexpr int KSTEPS = D / 16;
@@ -291,12 +296,12 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
   __syncthreads();
 
   const int num_splits = end_split - first_split;
-  float *partials = reinterpret_cast<float *>(static_cast<uint8_t *>(args.workspace) + COUNTER_BYTES);
   auto *out = reinterpret_cast<__nv_bfloat16 *>(args.out) + ((int64_t)s * num_heads + kv_head * group) * D;
-  // Of one split and head: maximum, sum, O.
-  auto partial = [&](int h, int at) {
-    return partials + (((int64_t)s * num_heads + kv_head * group + h) * call.max_splits + at) * (D + 2);
-  };
+  // Of each split and head: O, and behind all of those the maximum and the sum.
+  float *all_o = reinterpret_cast<float *>(static_cast<uint8_t *>(args.workspace) + COUNTER_BYTES);
+  const int64_t first_row = ((int64_t)s * num_heads + kv_head * group) * call.max_splits;
+  float *o_of = all_o + first_row * D;
+  float2 *max_sum_of = reinterpret_cast<float2 *>(all_o + (int64_t)args.num_seqs * num_heads * call.max_splits * D) + first_row;
   for (int i = threadIdx.x; i < group * D; i += WARPS * 32) {
     const int h = i / D, d = i % D;
     float most = warp_max_of[0][h];
@@ -311,9 +316,8 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
     if (num_splits == 1) {
       out[i] = __float2bfloat16_rn(value / sum);
     } else {
-      float *to = partial(h, split);
-      if (d == 0) __stcg(to, most), __stcg(to + 1, sum);
-      __stcg(to + 2 + d, value);
+      if (d == 0) __stcg(max_sum_of + h * call.max_splits + split, make_float2(most, sum));
+      __stcg(o_of + ((int64_t)h * call.max_splits + split) * D + d, value);
     }
   }
   if (num_splits == 1) return;
@@ -325,29 +329,36 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
   __syncthreads();
   if (!is_last) return;
   __threadfence();
-  for (int i = threadIdx.x; i < group * D; i += WARPS * 32) {
-    const int h = i / D, d = i % D;
+  // Maxima and sums come to shared memory if they fit, in place of the exchange, which is no longer read.
+  float2 *near = reinterpret_cast<float2 *>(shared);
+  const bool fits = (int64_t)group * num_splits * 8 <= shared_bytes<D, FP8, NT, RING>();
+  if (fits) {
+    for (int i = threadIdx.x; i < group * num_splits; i += WARPS * 32)
+      near[i] = __ldcg(max_sum_of + i / num_splits * call.max_splits + first_split + i % num_splits);
+    __syncthreads();
+  }
+  for (int i = threadIdx.x; i < group * (D / 4); i += WARPS * 32) {
+    const int h = i / (D / 4), d = i % (D / 4) * 4;
+    auto max_sum = [&](int at) {
+      return fits ? near[h * num_splits + at] : __ldcg(max_sum_of + h * call.max_splits + first_split + at);
+    };
     float most = NEVER;
-#pragma unroll 4
-    for (int at = first_split; at < end_split; at++) most = fmaxf(most, __ldcg(partial(h, at)));
-    float sum = 0, value = 0;
-#pragma unroll 4
-    for (int at = first_split; at < end_split; at++) {
-      const float *from = partial(h, at);
-      const float by = exp2f(__ldcg(from) - most);
-      sum += __ldcg(from + 1) * by;
-      value += __ldcg(from + 2 + d) * by;
+    for (int at = 0; at < num_splits; at++) most = fmaxf(most, max_sum(at).x);
+    const float4 *from = reinterpret_cast<const float4 *>(o_of + ((int64_t)h * call.max_splits + first_split) * D + d);
+    float sum = 0;
+    float4 value = make_float4(0, 0, 0, 0);
+#pragma unroll 8
+    for (int at = 0; at < num_splits; at++) {
+      const float4 part = __ldcg(from + at * (D / 4));
+      const float2 own = max_sum(at);
+      const float by = exp2f(own.x - most);
+      sum += own.y * by;
+      value.x += part.x * by, value.y += part.y * by, value.z += part.z * by, value.w += part.w * by;
     }
-    out[i] = __float2bfloat16_rn(value / sum);
+    *reinterpret_cast<uint2 *>(out + h * D + d) =
+        make_uint2(pack_bf16(value.x / sum, value.y / sum), pack_bf16(value.z / sum, value.w / sum));
   }
   if (threadIdx.x == 0) *counter = 0; // for the next call
-}
-
-template <int D, bool FP8, int NT, int RING>
-constexpr int shared_bytes() {
-  constexpr int ring = WARPS * Shape<D, FP8, RING>::WARP_BYTES;
-  constexpr int exchange = WARPS * NT * 8 * D * 4;
-  return ring > exchange ? ring : exchange;
 }
 
 template <int D, bool FP8, int NT, int RING>

@@ -5,7 +5,7 @@
 // Alignment  16 bytes; K a multiple of 8.
 // Bytes      W and its scales once, x once a block (from the L2), results.
 // Flops      2 T N K (the tensor cores do 8 ceil(T / 8) rows).
-// Launch     min(tiles, SMs) blocks of 8 warps, persistent over tiles of 16 or 32 rows of W. Warp s owns slice s of K and
+// Launch     at most two blocks of 8 warps a multiprocessor, persistent over tiles of 16 or 32 rows of W. Warp s owns slice s of K and
 //            its own ring of stages in shared memory; the ring is filled before the wait on the predecessor
 //            (weights never change), so under programmatic launch the first copies run while that one drains.
 // Sums       along a slice in f32 by mma.m16n8k16 in a fixed order of k, then slices 0..7 in order. A column of the
@@ -19,13 +19,12 @@ namespace {
 
 constexpr int WARPS = 8;
 constexpr int SLICE_UNIT = 256; // slices are cut at multiples of this many k
-#ifndef AISP_LINEAR_AHEAD
-#define AISP_LINEAR_AHEAD 4
-#endif
 #ifndef AISP_LINEAR_RING_KIB
 #define AISP_LINEAR_RING_KIB 96
 #endif
-constexpr int AHEAD = AISP_LINEAR_AHEAD; // stages asked for in the L2 before the predecessor is done
+#ifndef AISP_LINEAR_BLOCKS
+#define AISP_LINEAR_BLOCKS 2
+#endif
 
 // One stage: a warp's 16 rows by STAGE_K values.
 template <int F>
@@ -55,7 +54,7 @@ template <int F, int MT>
 __host__ __device__ constexpr int stage_bytes() {
   return 16 * MT * (Format<F>::ROW_BYTES + Format<F>::SCALE_BYTES);
 }
-// Two kernels of a chain must fit on a multiprocessor together, three must not: rings of about 96 KiB.
+// Two blocks must fit on a multiprocessor: rings of about 96 KiB. While one block finishes, the next kernel's fills its ring.
 template <int F, int MT, int NT>
 __host__ __device__ constexpr int num_stages() {
   constexpr int fit = (NT > 4 ? 80 : AISP_LINEAR_RING_KIB) * 1024 / (WARPS * stage_bytes<F, MT>());
@@ -83,62 +82,52 @@ __device__ inline int half_row(const Tiles &t, int tile, int half) {
   return t.paired ? half * (t.n / 2) + tile * 8 : tile * 16 + half * 8;
 }
 
-// Queues the copies of one stage.
-template <int F, int MT>
+// Queues the copies of one stage. WHOLE: rows are a whole number of stages, so nothing is checked; a tile beyond the last
+// repeats that one, and what comes of it is dropped.
+template <int F, int MT, bool WHOLE>
 __device__ inline void fill_stage(const Tiles &t, int tile, int ks, uint32_t stage, int lane) {
   using Fm = Format<F>;
   constexpr int PIECES = Fm::ROW_BYTES / 16;     // of a row
   constexpr int ROWS_A_COPY = 32 / PIECES;       // rows that 32 lanes copy at once
   const int piece = lane % PIECES;
-  const int64_t column = (int64_t)ks * Fm::ROW_BYTES + piece * 16;
-  const bool in_k = column < t.row_bytes;
+  const uint32_t column = (uint32_t)ks * Fm::ROW_BYTES + piece * 16;
+  const bool in_k = WHOLE || column < t.row_bytes;
+  const uint32_t row_bytes = (uint32_t)t.row_bytes;
 #pragma unroll
   for (int mt = 0; mt < MT; mt++) {
+    const int at = MT == 1 ? tile : min(tile + mt, t.num_tiles - 1);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const int first = half_row(t, tile + mt, half);
-      const uint8_t *from = t.data + (int64_t)first * t.row_bytes + column;
+      const uint8_t *from = t.data + (uint64_t)(half_row(t, at, half) + lane / PIECES) * row_bytes + column;
 #pragma unroll
       for (int i = 0; i < 8 / ROWS_A_COPY; i++) {
         const int row = i * ROWS_A_COPY + lane / PIECES;
-        const bool valid = in_k && first + row < t.n && tile + mt < t.num_tiles;
         const uint32_t to = stage + (mt * 16 + half * 8 + row) * Fm::ROW_BYTES + ((piece ^ ((row & 1) << 2)) * 16);
-        copy_async_16(to, valid ? from + (int64_t)row * t.row_bytes : t.data, valid);
+        const uint8_t *source = from + i * ROWS_A_COPY * row_bytes;
+        if constexpr (WHOLE) copy_async_16(to, source);
+        else copy_async_16(to, in_k ? source : t.data, in_k);
       }
     }
     if constexpr (Fm::SCALE_BYTES > 0) {
       constexpr int PARTS = Fm::SCALE_BYTES / 16; // 16-byte parts of a row's scales
       if (lane < 16 * PARTS) {
         const int row = lane / PARTS, part = lane % PARTS;
-        const int n = half_row(t, tile + mt, row / 8) + row % 8;
-        const int64_t at = (int64_t)ks * Fm::SCALE_BYTES + part * 16;
-        const bool valid = n < t.n && tile + mt < t.num_tiles && at < t.scale_row_bytes;
+        const int n = half_row(t, at, row / 8) + row % 8;
         const uint32_t to = stage + 16 * MT * Fm::ROW_BYTES + (mt * 16 + row) * Fm::SCALE_BYTES + part * 16;
-        copy_async_16(to, valid ? t.scales + n * t.scale_row_bytes + at : t.scales, valid);
+        // Rows of scales are padded to whole stages.
+        copy_async_16(to, t.scales + (uint64_t)n * (uint32_t)t.scale_row_bytes + ks * Fm::SCALE_BYTES + part * 16);
       }
     }
   }
 }
 
-// Asks for a stage's lines in the L2.
-template <int F, int MT>
-__device__ inline void prefetch_stage(const Tiles &t, int tile, int ks, int lane) {
-  using Fm = Format<F>;
-  constexpr int LINES = Fm::ROW_BYTES / 128; // of a row
-  for (int i = lane; i < 16 * MT * LINES; i += 32) {
-    const int row = i / LINES, n = half_row(t, tile + row / 16, row / 8 % 2) + row % 8;
-    const int64_t column = (int64_t)ks * Fm::ROW_BYTES + i % LINES * 128;
-    if (n < t.n && tile + row / 16 < t.num_tiles && column < t.row_bytes) prefetch_l2(t.data + n * t.row_bytes + column);
-  }
-}
-
-// Where a lane reads x: row `lane / 4` of each group of eight.
-template <int NT>
+// Where a lane reads x: row `lane / 4` of each group of eight; row 0 in place of those beyond T, whose columns are dropped.
+template <int NT, bool WHOLE>
 struct Columns {
-  const __nv_bfloat16 *row[NT]; // NULL beyond T
+  const __nv_bfloat16 *row[NT];
   int k;
   __device__ inline uint4 load(int nt, int at) const {
-    if (row[nt] == nullptr || at >= k) return make_uint4(0, 0, 0, 0);
+    if (!WHOLE && at >= k) return make_uint4(0, 0, 0, 0);
     return *reinterpret_cast<const uint4 *>(row[nt] + at);
   }
 };
@@ -160,11 +149,11 @@ __device__ inline uint32_t fp4_pair(uint32_t word, int i, uint32_t scale) {
 
 // The values of x that a lane will need next, a few pieces of 8 k ahead of the sums: they come from the L2 or the L1, and
 // a stage must not wait for them.
-template <int F, int NT>
+template <int F, int NT, bool WHOLE>
 struct XAhead {
   static constexpr int PIECES = Format<F>::STAGE_K / 32; // of a stage
   static constexpr int DEPTH = NT <= 2 ? 4 : NT == 4 ? 2 : 1;
-  Columns<NT> columns;
+  Columns<NT, WHOLE> columns;
   uint4 ahead[DEPTH][NT];
 
   // First k of piece p in a stage, for this lane.
@@ -193,8 +182,8 @@ struct XAhead {
 __device__ inline uint32_t word_of(const uint4 &v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
 // acc += W[stage] x[stage].
-template <int F, int MT, int NT>
-__device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, int ks, int next_ks, XAhead<F, NT> &x, int lane) {
+template <int F, int MT, int NT, bool WHOLE>
+__device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, int ks, int next_ks, XAhead<F, NT, WHOLE> &x, int lane) {
   using Fm = Format<F>;
   const int r = lane / 4, c = lane % 4;
   const uint32_t row_at = stage + r * Fm::ROW_BYTES;
@@ -397,7 +386,7 @@ __device__ inline void finish(const aisp_linear_args &args, const Tiles &tiles, 
   }
 }
 
-template <int F, int MT, int NT>
+template <int F, int MT, int NT, bool WHOLE>
 __global__ void __launch_bounds__(WARPS * 32, NT == 1 ? 2 : 1) linear_kernel(const Tiles tiles, const float tensor_scale, const aisp_linear_args args) {
   using Fm = Format<F>;
   constexpr int STAGES = num_stages<F, MT, NT>();
@@ -419,40 +408,30 @@ __global__ void __launch_bounds__(WARPS * 32, NT == 1 ? 2 : 1) linear_kernel(con
   const int my_groups = ((int)gridDim.x + num_groups - 1 - (int)blockIdx.x) / (int)gridDim.x;
   const int total = my_groups * per_tile;
 
-  int fill_group = blockIdx.x, fill_ks = ks_begin, filled = 0;
+  int fill_group = blockIdx.x, fill_ks = ks_begin, fill_slot = 0, left = total;
   auto fill = [&]() {
-    if (filled < total) {
-      fill_stage<F, MT>(tiles, fill_group * MT, fill_ks, ring + filled % STAGES * STAGE, lane);
+    if (left > 0) {
+      left--;
+      fill_stage<F, MT, WHOLE>(tiles, fill_group * MT, fill_ks, ring + fill_slot * STAGE, lane);
+      fill_slot = fill_slot + 1 == STAGES ? 0 : fill_slot + 1;
       if (++fill_ks == ks_end) fill_ks = ks_begin, fill_group += gridDim.x;
     }
-    filled++;
     copy_async_commit();
   };
 #pragma unroll 1
   for (int i = 0; i < STAGES - 1; i++) fill();
-  // The stages after those, into the L2: the predecessor's last wave leaves the memory idle.
-  {
-    int group = fill_group, ks = fill_ks;
-    for (int i = 0; i < AHEAD && filled + i < total; i++) {
-      prefetch_stage<F, MT>(tiles, group * MT, ks, lane);
-      if (++ks == ks_end) ks = ks_begin, group += gridDim.x;
-    }
-  }
-
   pdl_wait();
   pdl_launch();
 
-  XAhead<F, NT> ahead;
-  Columns<NT> &x = ahead.columns;
+  XAhead<F, NT, WHOLE> ahead;
+  Columns<NT, WHOLE> &x = ahead.columns;
   x.k = tiles.k;
 #pragma unroll
   for (int nt = 0; nt < NT; nt++) {
     const int t = nt * 8 + lane / 4;
-    x.row[nt] = nullptr;
-    if (t < args.num_rows) {
-      const int64_t row = args.row_ids ? args.row_ids[t] : t;
-      x.row[nt] = reinterpret_cast<const __nv_bfloat16 *>(args.x) + row * args.ldx;
-    }
+    const int known = t < args.num_rows ? t : 0;
+    const int64_t row = args.row_ids ? args.row_ids[known] : known;
+    x.row[nt] = reinterpret_cast<const __nv_bfloat16 *>(args.x) + row * args.ldx;
   }
 
   if (total > 0) ahead.begin(ks_begin, lane % 4);
@@ -463,7 +442,7 @@ __global__ void __launch_bounds__(WARPS * 32, NT == 1 ? 2 : 1) linear_kernel(con
     for (int i = lane; i < tiles.k / 16; i += 32) squares += __ldcg(args.x_sumsq + row * (tiles.k / 16) + i);
   }
 
-  int done = 0, buffer = 0;
+  int slot = 0, buffer = 0;
   bool first = true;
 #pragma unroll 1
   for (int group = blockIdx.x; group < num_groups; group += gridDim.x) {
@@ -479,8 +458,8 @@ __global__ void __launch_bounds__(WARPS * 32, NT == 1 ? 2 : 1) linear_kernel(con
       copy_async_wait<STAGES - 2>();
       __syncwarp();
       fill(); // into the stage that was read last
-      multiply_stage<F, MT, NT>(acc, ring + done % STAGES * STAGE, ks, ks + 1 < ks_end ? ks + 1 : ks_begin, ahead, lane);
-      done++;
+      multiply_stage<F, MT, NT, WHOLE>(acc, ring + slot * STAGE, ks, ks + 1 < ks_end ? ks + 1 : ks_begin, ahead, lane);
+      slot = slot + 1 == STAGES ? 0 : slot + 1;
     }
     if (first) {
       // The norm's scale of each row, while the copies run.
@@ -530,15 +509,17 @@ __global__ void __launch_bounds__(WARPS * 32, NT == 1 ? 2 : 1) linear_kernel(con
 template <int F, int MT, int NT>
 int start(const aisp_ctx *ctx, const Tiles &tiles, float tensor_scale, const aisp_linear_args &args, aisp_stream stream) {
   const int groups = (int)ceil_div(tiles.num_tiles, MT);
-  const int grid = groups < ctx->sm_count ? groups : ctx->sm_count;
-  return launch(ctx, linear_kernel<F, MT, NT>, grid, WARPS * 32, shared_bytes<F, MT, NT>(), stream, tiles, tensor_scale, args);
+  const int places = ctx->sm_count * (NT == 1 ? AISP_LINEAR_BLOCKS : 1);
+  const bool whole = tiles.row_bytes % Format<F>::ROW_BYTES == 0;
+  return launch(ctx, whole ? linear_kernel<F, MT, NT, true> : linear_kernel<F, MT, NT, false>, groups < places ? groups : places,
+                WARPS * 32, shared_bytes<F, MT, NT>(), stream, tiles, tensor_scale, args);
 }
 
 // Two tiles at once halve the reads of x, where that leaves no multiprocessor idle longer.
 template <int F, int NT>
 int choose_tiles(const aisp_ctx *ctx, const Tiles &tiles, float tensor_scale, const aisp_linear_args &args, aisp_stream stream) {
-  const int64_t rounds1 = ceil_div(tiles.num_tiles, ctx->sm_count);
-  const int64_t rounds2 = 2 * ceil_div(ceil_div(tiles.num_tiles, 2), ctx->sm_count);
+  const int places = ctx->sm_count;
+  const int64_t rounds1 = ceil_div(tiles.num_tiles, places), rounds2 = 2 * ceil_div(ceil_div(tiles.num_tiles, 2), places);
   if constexpr (NT < 8) { // beyond that, two tiles do not fit the registers
     if (args.num_rows > 1 && rounds2 <= rounds1) return start<F, 2, NT>(ctx, tiles, tensor_scale, args, stream);
   }
@@ -555,7 +536,9 @@ int choose_rows(const aisp_ctx *ctx, const Tiles &tiles, float tensor_scale, con
 
 template <int F, int MT, int NT>
 int raise_limit() {
-  return cudaFuncSetAttribute(linear_kernel<F, MT, NT>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<F, MT, NT>());
+  for (auto kernel : {linear_kernel<F, MT, NT, true>, linear_kernel<F, MT, NT, false>})
+    if (int code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<F, MT, NT>())) return code;
+  return 0;
 }
 template <int F>
 int raise_limits() {

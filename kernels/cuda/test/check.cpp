@@ -727,10 +727,13 @@ static void check_rope() {
 
 static void check_sampling() {
   const int vocab = 49152, rows = 48;
+  Random random(SEED++);
   auto logits = rough_f32((size_t)rows * vocab, SEED++, 2);
   for (int i = 0; i < vocab; i++) logits[i] = (float)(i % 5 == 3);                // many ties
   for (int i = 0; i < vocab; i++) logits[(size_t)vocab + i] = i == 77 ? NAN : -3; // NaN never wins
   logits[(size_t)2 * vocab + vocab - 1] = 1e30f;
+  for (size_t i = 0; i < (size_t)24 * vocab; i++) // flatter rows, where a draw can go anywhere
+    logits[(size_t)(rows - 24) * vocab + i] = (float)std::round(random.normal() * 40) / 20;
   const Device<float> dl(logits);
   Device<int32_t> ids(rows);
   Device<uint8_t> workspace(aisp_argmax_workspace_bytes(rows));
@@ -744,7 +747,6 @@ static void check_sampling() {
     expect(got[r] == best, "argmax row " + std::to_string(r), got[r], best);
   }
   // Draws against a sort in f64; rows 0 and 1 stay odd cases.
-  Random random(SEED++);
   std::vector<float> temperature(rows), top_p(rows), min_p(rows);
   std::vector<int32_t> top_k(rows);
   std::vector<double> uniform(rows);
