@@ -144,8 +144,10 @@ impl EngineExperiment {
         if settings.common_beginning {
             requests.begin_alike();
         }
-        let selections: Vec<Selection> = arms.iter().map(|arm| arm.selection.clone()).collect();
-        requests.with_prompt_logprobs = !loosest(&selections).is_lossless();
+        // What all arms share rounds the same in all of them.
+        let shared = |switch: &Optimization| arms.iter().all(|arm| arm.selection.contains(*switch));
+        let differing = arms.iter().flat_map(|arm| arm.selection.iter()).filter(|switch| !shared(switch));
+        requests.with_prompt_logprobs = !differing.map(|o| o.spec().exactness).all(Exactness::is_lossless);
         Ok(Self {
             fingerprint: requests.fingerprint(&context.model.to_string()),
             context: context.clone(),
