@@ -276,8 +276,16 @@ impl EngineBuilder {
         };
         let components = Components::build(&plan, &context)?;
         let (linear, (weight_type, weight_switch)) = (plan.linear, components::weight_type(&plan));
-        let model =
-            ModelContext { config, max_model_len, dtype, device, linear, weight_type, compute: compute.clone() };
+        let model = ModelContext {
+            config,
+            max_model_len,
+            dtype,
+            device,
+            linear,
+            weight_type,
+            compute: compute.clone(),
+            progress: self.load.progress,
+        };
         let (runner, packed): (Box<dyn ModelRunner>, _) = match components.kv {
             KvParts::Attention(attention) => {
                 let (model, packed) = model.decoder(&mut checkpoint.weights)?;

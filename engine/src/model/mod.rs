@@ -9,6 +9,7 @@ mod cuda_weights;
 mod cuda_workspace;
 mod decoder;
 mod fused;
+mod pack_progress;
 mod rope_frequencies;
 mod take;
 mod weights;
@@ -26,6 +27,7 @@ pub use weights::{FileBytes, HeapWeight, MappedTensor, RandomWeight, Weight, Wei
 use aisp_kernels::linear::WeightType;
 use candle_core::{DType, Device};
 
+use self::pack_progress::PackProgress;
 use crate::compute::Compute;
 use crate::error::EngineError;
 use crate::plan::LinearKind;
@@ -47,6 +49,8 @@ pub struct ModelContext<'a> {
     pub weight_type: WeightType,
     /// What CPU kernels run with.
     pub compute: Compute,
+    /// Show a progress bar on standard error where packing takes long.
+    pub progress: bool,
 }
 
 impl ModelContext<'_> {
@@ -68,6 +72,7 @@ impl ModelContext<'_> {
 
     fn take<'b>(&'b self, weights: &'b mut Weights) -> take::Take<'b> {
         take::Take {
+            progress: PackProgress::new(weights.num_bytes(), self.progress),
             weights,
             dtype: self.dtype,
             kind: self.linear,

@@ -3,6 +3,7 @@
 use aisp_kernels::linear::{Linear, LinearSource, PackedLinear, WeightType};
 use candle_core::{DType, Device, Result, Tensor};
 
+use super::pack_progress::PackProgress;
 use super::weights::{HeapWeight, Weight, Weights};
 use crate::compute::Compute;
 use crate::error::EngineError;
@@ -16,6 +17,7 @@ pub(super) struct Take<'a> {
     pub weight_type: WeightType,
     pub compute: &'a Compute,
     pub packed: PackedWeights,
+    pub progress: PackProgress,
 }
 
 /// What became of the projections that were packed.
@@ -110,6 +112,7 @@ impl Take<'_> {
         let Compute { isa, team } = self.compute;
         let packed = PackedLinear::pack_as(&sources, self.weight_type, *isa, team.as_ref());
         let packed = packed.map_err(candle_core::Error::wrap)?;
+        self.progress.add(parts.iter().map(|part| part.weight.num_bytes()).sum());
         let released = parts.iter().filter(|part| !part.tied).map(|part| part.weight.num_bytes());
         self.packed.released_bytes += released.sum::<u64>();
         self.packed.packed_bytes += packed.weight_bytes() as u64;
