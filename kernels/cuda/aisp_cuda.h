@@ -229,7 +229,7 @@ typedef struct {
   float *k_scales, *v_scales; // NULL for bf16
   int32_t kv_format;          // AISP_KV_*
   int32_t num_kv_heads;
-  int32_t head_dim;           // 64, 96, 128, 192, 256 or any multiple of 16 up to 256
+  int32_t head_dim;           // attention: 32, 64, 96, 128 or 256 (801 for others)
 } aisp_kv_layer;
 
 enum { AISP_ROPE_NEOX = 0, AISP_ROPE_INTERLEAVED = 1 };
@@ -254,7 +254,8 @@ int aisp_rope_store(const aisp_ctx *ctx, const void *qkv, int32_t qkv_format, co
 // Splits are AISP_SPLIT_SIZE positions, aligned to absolute positions, added in order: batch-invariant.
 // `max_context_len` is the largest context the grid must cover (a graph captures it: use the bucket's limit);
 // splits beyond a sequence's context leave at once. With AISP_CTX_PDL, block_tables and context_lens are read while the
-// kernel launched just before still runs: that one must not write them (aisp_rope_store usually stands there). Workspace: aisp_decode_workspace_bytes, zeroed once before first use.
+// kernel launched just before still runs, and so are all blocks before the newest position's: that kernel may write the
+// newest position alone (aisp_rope_store stands there). Workspace: aisp_decode_workspace_bytes, zeroed once before first use.
 #define AISP_SPLIT_SIZE 256
 typedef struct {
   const aisp_bf16 *q;          // [S, NH, D]

@@ -12,6 +12,7 @@ struct aisp_ctx {
   int32_t device;
   int32_t sm_count;
   int32_t compute_capability; // 90 = sm_90
+  int32_t shared_bytes_per_block; // what a kernel may ask for
   bool pdl;
   void *cublaslt;      // handle of cuBLASLt, NULL without the library
   const void *lt_api;  // its functions (gemm.cu)
@@ -167,6 +168,14 @@ __device__ inline void mma_bf16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// The same with zeros in place of d's old values.
+__device__ inline void mma_bf16_first(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(0.0f));
+}
+
 __device__ inline void ldmatrix_x4(uint32_t (&r)[4], uint32_t from) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
@@ -205,6 +214,12 @@ __device__ inline void e4m3x4_to_bf16(uint32_t word, uint32_t &pair01, uint32_t 
 // Rounds to the nearest e4m3, saturating at 448.
 __device__ inline uint8_t float_to_e4m3(float x) { return __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3); }
 
+// 2^x by the special-function unit; 0 at minus infinity.
+__device__ inline float exp2_fast(float x) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
 __device__ inline float warp_sum(float x) {
 #pragma unroll
   for (int offset = 16; offset; offset >>= 1) x += __shfl_xor_sync(ALL_LANES, x, offset);

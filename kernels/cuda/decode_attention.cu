@@ -214,12 +214,12 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
 #pragma unroll
         for (int offset = 4; offset < 32; offset <<= 1) most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, offset));
         const float next = fmaxf(running_max[nt][c], most);
-        shrink[nt][c] = running_max[nt][c] == next ? 1.0f : exp2f(running_max[nt][c] - next);
+        shrink[nt][c] = running_max[nt][c] == next ? 1.0f : exp2_fast(running_max[nt][c] - next);
         moved |= running_max[nt][c] != next;
         running_max[nt][c] = next;
         const float base = next == NEVER ? 0.0f : next;
-        score[nt][c] = exp2f(score[nt][c] - base);
-        score[nt][c + 2] = exp2f(score[nt][c + 2] - base);
+        score[nt][c] = exp2_fast(score[nt][c] - base);
+        score[nt][c + 2] = exp2_fast(score[nt][c + 2] - base);
         // A lane sums its own positions; lanes meet at the end.
         running_sum[nt][c] = running_sum[nt][c] * shrink[nt][c] + (score[nt][c] + score[nt][c + 2]);
       }
@@ -284,7 +284,7 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
       float most = NEVER;
 #pragma unroll
       for (int w = 0; w < WARPS; w++) most = fmaxf(most, warp_max_of[w][h]);
-      const float by = running_max[nt][c] == NEVER ? 0.0f : exp2f(running_max[nt][c] - most);
+      const float by = running_max[nt][c] == NEVER ? 0.0f : exp2_fast(running_max[nt][c] - most);
       if (h < group) {
 #pragma unroll
         for (int j = 0; j < D / 16; j++)
@@ -310,7 +310,7 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
     float sum = 0, value = 0;
 #pragma unroll
     for (int w = 0; w < WARPS; w++) {
-      sum += warp_max_of[w][h] == NEVER ? 0.0f : warp_sum_of[w][h] * exp2f(warp_max_of[w][h] - most);
+      sum += warp_max_of[w][h] == NEVER ? 0.0f : warp_sum_of[w][h] * exp2_fast(warp_max_of[w][h] - most);
       value += exchange[(w * group + h) * D + d];
     }
     if (num_splits == 1) {
@@ -351,7 +351,7 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
     for (int at = 0; at < num_splits; at++) {
       const float4 part = __ldcg(from + at * (D / 4));
       const float2 own = max_sum(at);
-      const float by = exp2f(own.x - most);
+      const float by = exp2_fast(own.x - most);
       sum += own.y * by;
       value.x += part.x * by, value.y += part.y * by, value.z += part.z * by, value.w += part.w * by;
     }
@@ -378,7 +378,7 @@ template <int D, bool FP8, int NT>
 int start(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
   const dim3 grid(call.max_splits, call.kv.num_kv_heads, call.args.num_seqs);
   if constexpr (D <= 128) {
-    if ((int64_t)grid.x * grid.y * grid.z <= ctx->sm_count && ctx->compute_capability != 86 && ctx->compute_capability != 89)
+    if ((int64_t)grid.x * grid.y * grid.z <= ctx->sm_count && shared_bytes<D, FP8, NT, 4>() <= ctx->shared_bytes_per_block)
       return launch(ctx, decode_attention_kernel<D, FP8, NT, 4>, grid, WARPS * 32, shared_bytes<D, FP8, NT, 4>(), stream, call);
   }
   return launch(ctx, decode_attention_kernel<D, FP8, NT, 2>, grid, WARPS * 32, shared_bytes<D, FP8, NT, 2>(), stream, call);

@@ -20,44 +20,48 @@ namespace {
 constexpr int WARPS = 8;
 constexpr int SLICE_UNIT = 256; // slices are cut at multiples of this many k
 #ifndef AISP_LINEAR_RING_KIB
-#define AISP_LINEAR_RING_KIB 96
+#define AISP_LINEAR_RING_KIB 80
 #endif
 #ifndef AISP_LINEAR_BLOCKS
 #define AISP_LINEAR_BLOCKS 2
 #endif
 
-// One stage: a warp's 16 rows by STAGE_K values.
-template <int F>
+// One stage: a warp's 16 MT rows by STAGE_K values, of ROW_BYTES and, for groups of 32 or 16, SCALE_BYTES a row.
+#ifndef AISP_LINEAR_ROW
+#define AISP_LINEAR_ROW 128
+#endif
+constexpr int row_of(int mt) { return mt == 1 ? AISP_LINEAR_ROW : 128; }
+template <int F, int MT>
 struct Format;
-template <>
-struct Format<AISP_BF16> {
-  static constexpr int STAGE_K = 128, ROW_BYTES = 256, SCALE_BYTES = 0;
+template <int MT>
+struct Format<AISP_BF16, MT> {
+  static constexpr int ROW_BYTES = row_of(MT), STAGE_K = ROW_BYTES / 2, SCALE_BYTES = 0;
 };
-template <>
-struct Format<AISP_FP8> {
-  static constexpr int STAGE_K = 256, ROW_BYTES = 256, SCALE_BYTES = 0;
+template <int MT>
+struct Format<AISP_FP8, MT> {
+  static constexpr int ROW_BYTES = row_of(MT), STAGE_K = ROW_BYTES, SCALE_BYTES = 0;
 };
-template <>
-struct Format<AISP_W8G32> {
-  static constexpr int STAGE_K = 256, ROW_BYTES = 256, SCALE_BYTES = 16;
+template <int MT>
+struct Format<AISP_W8G32, MT> {
+  static constexpr int ROW_BYTES = 256, STAGE_K = 256, SCALE_BYTES = 16;
 };
-template <>
-struct Format<AISP_W4G32> {
-  static constexpr int STAGE_K = 256, ROW_BYTES = 128, SCALE_BYTES = 32;
+template <int MT>
+struct Format<AISP_W4G32, MT> {
+  static constexpr int ROW_BYTES = 128, STAGE_K = 256, SCALE_BYTES = 32;
 };
-template <>
-struct Format<AISP_NVFP4> {
-  static constexpr int STAGE_K = 256, ROW_BYTES = 128, SCALE_BYTES = 16;
+template <int MT>
+struct Format<AISP_NVFP4, MT> {
+  static constexpr int ROW_BYTES = 128, STAGE_K = 256, SCALE_BYTES = 16;
 };
 
 template <int F, int MT>
 __host__ __device__ constexpr int stage_bytes() {
-  return 16 * MT * (Format<F>::ROW_BYTES + Format<F>::SCALE_BYTES);
+  return 16 * MT * (Format<F, MT>::ROW_BYTES + Format<F, MT>::SCALE_BYTES);
 }
-// Two blocks must fit on a multiprocessor: rings of about 96 KiB. While one block finishes, the next kernel's fills its ring.
+// Two blocks must fit on a multiprocessor: rings of about 80 KiB, which small cards have too. While one block finishes, the next kernel's fills its ring.
 template <int F, int MT, int NT>
 __host__ __device__ constexpr int num_stages() {
-  constexpr int fit = (NT > 4 ? 80 : AISP_LINEAR_RING_KIB) * 1024 / (WARPS * stage_bytes<F, MT>());
+  constexpr int fit = AISP_LINEAR_RING_KIB * 1024 / (WARPS * stage_bytes<F, MT>());
   return fit < 2 ? 2 : fit > 6 ? 6 : fit;
 }
 template <int F, int MT, int NT>
@@ -86,7 +90,7 @@ __device__ inline int half_row(const Tiles &t, int tile, int half) {
 // repeats that one, and what comes of it is dropped.
 template <int F, int MT, bool WHOLE>
 __device__ inline void fill_stage(const Tiles &t, int tile, int ks, uint32_t stage, int lane) {
-  using Fm = Format<F>;
+  using Fm = Format<F, MT>;
   constexpr int PIECES = Fm::ROW_BYTES / 16;     // of a row
   constexpr int ROWS_A_COPY = 32 / PIECES;       // rows that 32 lanes copy at once
   const int piece = lane % PIECES;
@@ -133,8 +137,9 @@ struct Columns {
 };
 
 __device__ inline uint32_t w4_pair(uint32_t word, int i) {
-  // 0x4300 is 128 in bf16, whose unit in the last place is 1: or-ing a code in adds it.
-  return fma_bf16x2((word >> (4 * i) & 0x000f000fu) | 0x43004300u, 0x3f803f80u, 0xc300c300u);
+  // 0x4300 is 128 in bf16, whose unit in the last place is 1: or-ing a code in adds it. The 128 is taken back through
+  // the sum of x, which the minimum needs in any case.
+  return (word >> (4 * i) & 0x000f000fu) | 0x43004300u;
 }
 __device__ inline uint32_t int8_pair(uint32_t biased, int selector) {
   // Byte b of codes biased by 128 becomes the float 2^23 + b.
@@ -149,10 +154,10 @@ __device__ inline uint32_t fp4_pair(uint32_t word, int i, uint32_t scale) {
 
 // The values of x that a lane will need next, a few pieces of 8 k ahead of the sums: they come from the L2 or the L1, and
 // a stage must not wait for them.
-template <int F, int NT, bool WHOLE>
+template <int F, int MT, int NT, bool WHOLE>
 struct XAhead {
-  static constexpr int PIECES = Format<F>::STAGE_K / 32; // of a stage
-  static constexpr int DEPTH = NT <= 2 ? 4 : NT == 4 ? 2 : 1;
+  static constexpr int PIECES = Format<F, MT>::STAGE_K / 32; // of a stage
+  static constexpr int WANTED = NT <= 2 ? 4 : NT == 4 ? 2 : 1, DEPTH = WANTED < PIECES ? WANTED : PIECES;
   Columns<NT, WHOLE> columns;
   uint4 ahead[DEPTH][NT];
 
@@ -166,7 +171,7 @@ struct XAhead {
 #pragma unroll
     for (int p = 0; p < DEPTH; p++)
 #pragma unroll
-      for (int nt = 0; nt < NT; nt++) ahead[p][nt] = columns.load(nt, ks * Format<F>::STAGE_K + place(p, c));
+      for (int nt = 0; nt < NT; nt++) ahead[p][nt] = columns.load(nt, ks * Format<F, MT>::STAGE_K + place(p, c));
   }
   // Piece p of stage ks; queues the one DEPTH later, which may lie in stage next_ks.
   __device__ inline void take(uint4 (&b)[NT], int p, int ks, int next_ks, int c) {
@@ -174,7 +179,7 @@ struct XAhead {
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
       b[nt] = ahead[p % DEPTH][nt];
-      ahead[p % DEPTH][nt] = columns.load(nt, stage * Format<F>::STAGE_K + place(later % PIECES, c));
+      ahead[p % DEPTH][nt] = columns.load(nt, stage * Format<F, MT>::STAGE_K + place(later % PIECES, c));
     }
   }
 };
@@ -183,8 +188,8 @@ __device__ inline uint32_t word_of(const uint4 &v, int i) { return i == 0 ? v.x 
 
 // acc += W[stage] x[stage].
 template <int F, int MT, int NT, bool WHOLE>
-__device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, int ks, int next_ks, XAhead<F, NT, WHOLE> &x, int lane) {
-  using Fm = Format<F>;
+__device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, int ks, int next_ks, XAhead<F, MT, NT, WHOLE> &x, int lane) {
+  using Fm = Format<F, MT>;
   const int r = lane / 4, c = lane % 4;
   const uint32_t row_at = stage + r * Fm::ROW_BYTES;
   const uint32_t flip = (r & 1) << 2;
@@ -198,7 +203,7 @@ __device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, i
 
   if constexpr (F == AISP_BF16) {
 #pragma unroll
-    for (int p = 0; p < 4; p++) { // 32 k
+    for (int p = 0; p < Fm::STAGE_K / 32; p++) { // 32 k
       x.take(b, p, ks, next_ks, c);
 #pragma unroll
       for (int mt = 0; mt < MT; mt++) {
@@ -213,7 +218,7 @@ __device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, i
     }
   } else if constexpr (F == AISP_FP8) {
 #pragma unroll
-    for (int chunk = 0; chunk < 4; chunk++) { // 64 k
+    for (int chunk = 0; chunk < Fm::STAGE_K / 64; chunk++) { // 64 k
       uint4 low[MT], high[MT];
 #pragma unroll
       for (int mt = 0; mt < MT; mt++) rows(mt, chunk * 4 + c, low[mt], high[mt]);
@@ -255,8 +260,8 @@ __device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, i
           const float sl = g ? s_low[mt].y : s_low[mt].x, sh = g ? s_high[mt].y : s_high[mt].x;
 #pragma unroll
           for (int nt = 0; nt < NT; nt++) {
-            float d[4] = {0, 0, 0, 0};
-            mma_bf16(d, a[0], a[1], a[2], a[3], b[nt].x, b[nt].y);
+            float d[4];
+            mma_bf16_first(d, a[0], a[1], a[2], a[3], b[nt].x, b[nt].y);
             mma_bf16(d, a[4], a[5], a[6], a[7], b[nt].z, b[nt].w);
             acc[mt][nt][0] = fmaf(sl, d[0], acc[mt][nt][0]);
             acc[mt][nt][1] = fmaf(sl, d[1], acc[mt][nt][1]);
@@ -282,10 +287,8 @@ __device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, i
         float sum[NT][4]; // of x over the group: rows of ones times x; [0] and [1] are this lane's columns
 #pragma unroll
         for (int nt = 0; nt < NT; nt++) {
-#pragma unroll
-          for (int i = 0; i < 4; i++) sum[nt][i] = 0;
           constexpr uint32_t ONES = 0x3f803f80u;
-          mma_bf16(sum[nt], ONES, ONES, ONES, ONES, b[nt].x, b[nt].y);
+          mma_bf16_first(sum[nt], ONES, ONES, ONES, ONES, b[nt].x, b[nt].y);
           mma_bf16(sum[nt], ONES, ONES, ONES, ONES, b[nt].z, b[nt].w);
         }
 #pragma unroll
@@ -294,17 +297,18 @@ __device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, i
           const uint32_t sl = word_of(s_low[mt], g), sh = word_of(s_high[mt], g);
           const float2 fl = __half22float2(*reinterpret_cast<const __half2 *>(&sl));
           const float2 fh = __half22float2(*reinterpret_cast<const __half2 *>(&sh));
+          const float ml = fmaf(-128.0f, fl.x, fl.y), mh = fmaf(-128.0f, fh.x, fh.y);
           const uint32_t a[8] = {w4_pair(lw, 0), w4_pair(hw, 0), w4_pair(lw, 1), w4_pair(hw, 1),
                                  w4_pair(lw, 2), w4_pair(hw, 2), w4_pair(lw, 3), w4_pair(hw, 3)};
 #pragma unroll
           for (int nt = 0; nt < NT; nt++) {
-            float d[4] = {0, 0, 0, 0};
-            mma_bf16(d, a[0], a[1], a[2], a[3], b[nt].x, b[nt].y);
+            float d[4];
+            mma_bf16_first(d, a[0], a[1], a[2], a[3], b[nt].x, b[nt].y);
             mma_bf16(d, a[4], a[5], a[6], a[7], b[nt].z, b[nt].w);
-            acc[mt][nt][0] = fmaf(fl.y, sum[nt][0], fmaf(fl.x, d[0], acc[mt][nt][0]));
-            acc[mt][nt][1] = fmaf(fl.y, sum[nt][1], fmaf(fl.x, d[1], acc[mt][nt][1]));
-            acc[mt][nt][2] = fmaf(fh.y, sum[nt][0], fmaf(fh.x, d[2], acc[mt][nt][2]));
-            acc[mt][nt][3] = fmaf(fh.y, sum[nt][1], fmaf(fh.x, d[3], acc[mt][nt][3]));
+            acc[mt][nt][0] = fmaf(ml, sum[nt][0], fmaf(fl.x, d[0], acc[mt][nt][0]));
+            acc[mt][nt][1] = fmaf(ml, sum[nt][1], fmaf(fl.x, d[1], acc[mt][nt][1]));
+            acc[mt][nt][2] = fmaf(mh, sum[nt][0], fmaf(fh.x, d[2], acc[mt][nt][2]));
+            acc[mt][nt][3] = fmaf(mh, sum[nt][1], fmaf(fh.x, d[3], acc[mt][nt][3]));
           }
         }
       }
@@ -388,7 +392,7 @@ __device__ inline void finish(const aisp_linear_args &args, const Tiles &tiles, 
 
 template <int F, int MT, int NT, bool WHOLE>
 __global__ void __launch_bounds__(WARPS * 32, NT == 1 ? 2 : 1) linear_kernel(const Tiles tiles, const float tensor_scale, const aisp_linear_args args) {
-  using Fm = Format<F>;
+  using Fm = Format<F, MT>;
   constexpr int STAGES = num_stages<F, MT, NT>();
   constexpr int STAGE = stage_bytes<F, MT>();
   constexpr int OUTS = MT * 16 * NT * 8;
@@ -423,7 +427,7 @@ __global__ void __launch_bounds__(WARPS * 32, NT == 1 ? 2 : 1) linear_kernel(con
   pdl_wait();
   pdl_launch();
 
-  XAhead<F, NT, WHOLE> ahead;
+  XAhead<F, MT, NT, WHOLE> ahead;
   Columns<NT, WHOLE> &x = ahead.columns;
   x.k = tiles.k;
 #pragma unroll
@@ -510,7 +514,7 @@ template <int F, int MT, int NT>
 int start(const aisp_ctx *ctx, const Tiles &tiles, float tensor_scale, const aisp_linear_args &args, aisp_stream stream) {
   const int groups = (int)ceil_div(tiles.num_tiles, MT);
   const int places = ctx->sm_count * (NT == 1 ? AISP_LINEAR_BLOCKS : 1);
-  const bool whole = tiles.row_bytes % Format<F>::ROW_BYTES == 0;
+  const bool whole = tiles.row_bytes % Format<F, MT>::ROW_BYTES == 0;
   return launch(ctx, whole ? linear_kernel<F, MT, NT, true> : linear_kernel<F, MT, NT, false>, groups < places ? groups : places,
                 WARPS * 32, shared_bytes<F, MT, NT>(), stream, tiles, tensor_scale, args);
 }
@@ -519,9 +523,10 @@ int start(const aisp_ctx *ctx, const Tiles &tiles, float tensor_scale, const ais
 template <int F, int NT>
 int choose_tiles(const aisp_ctx *ctx, const Tiles &tiles, float tensor_scale, const aisp_linear_args &args, aisp_stream stream) {
   const int places = ctx->sm_count;
+  const bool fits = shared_bytes<F, 2, NT>() <= ctx->shared_bytes_per_block;
   const int64_t rounds1 = ceil_div(tiles.num_tiles, places), rounds2 = 2 * ceil_div(ceil_div(tiles.num_tiles, 2), places);
   if constexpr (NT < 8) { // beyond that, two tiles do not fit the registers
-    if (args.num_rows > 1 && rounds2 <= rounds1) return start<F, 2, NT>(ctx, tiles, tensor_scale, args, stream);
+    if (fits && args.num_rows > 1 && rounds2 <= rounds1) return start<F, 2, NT>(ctx, tiles, tensor_scale, args, stream);
   }
   return start<F, 1, NT>(ctx, tiles, tensor_scale, args, stream);
 }
@@ -535,27 +540,28 @@ int choose_rows(const aisp_ctx *ctx, const Tiles &tiles, float tensor_scale, con
 }
 
 template <int F, int MT, int NT>
-int raise_limit() {
+int raise_limit(const aisp_ctx *ctx) {
+  if (shared_bytes<F, MT, NT>() > ctx->shared_bytes_per_block) return 0; // never launched there
   for (auto kernel : {linear_kernel<F, MT, NT, true>, linear_kernel<F, MT, NT, false>})
     if (int code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<F, MT, NT>())) return code;
   return 0;
 }
 template <int F>
-int raise_limits() {
-  int (*const all[])() = {raise_limit<F, 1, 1>, raise_limit<F, 1, 2>, raise_limit<F, 1, 4>, raise_limit<F, 1, 8>,
+int raise_limits(const aisp_ctx *ctx) {
+  int (*const all[])(const aisp_ctx *) = {raise_limit<F, 1, 1>, raise_limit<F, 1, 2>, raise_limit<F, 1, 4>, raise_limit<F, 1, 8>,
                           raise_limit<F, 2, 1>, raise_limit<F, 2, 2>, raise_limit<F, 2, 4>};
   for (auto raise : all)
-    if (int code = raise()) return code;
+    if (int code = raise(ctx)) return code;
   return 0;
 }
 
 } // namespace
 
-int prepare_linear(const aisp_ctx *) {
-  int (*const all[])() = {raise_limits<AISP_BF16>, raise_limits<AISP_FP8>, raise_limits<AISP_W8G32>, raise_limits<AISP_W4G32>,
+int prepare_linear(const aisp_ctx *ctx) {
+  int (*const all[])(const aisp_ctx *) = {raise_limits<AISP_BF16>, raise_limits<AISP_FP8>, raise_limits<AISP_W8G32>, raise_limits<AISP_W4G32>,
                           raise_limits<AISP_NVFP4>};
   for (auto raise : all)
-    if (int code = raise()) return code;
+    if (int code = raise(ctx)) return code;
   return 0;
 }
 
@@ -577,6 +583,25 @@ extern "C" int aisp_linear(const aisp_ctx *ctx, const aisp_weight *w, const aisp
   tiles.k = w->k;
   tiles.num_tiles = w->n / 16;
   tiles.paired = paired;
+  // Cards with less shared memory take the rows in parts.
+  constexpr int FEW = 16, FEW_BYTES = 160 * 1024;
+  if (args->num_rows > FEW && ctx->shared_bytes_per_block < FEW_BYTES) {
+    aisp_linear_args part = *args;
+    for (int32_t begin = 0; begin < args->num_rows; begin += FEW) {
+      part.num_rows = args->num_rows - begin < FEW ? args->num_rows - begin : FEW;
+      if (int code = aisp_linear(ctx, w, &part, stream)) return code;
+      if (part.row_ids) part.row_ids += FEW;
+      else {
+        part.x += FEW * part.ldx;
+        if (part.x_sumsq) part.x_sumsq += FEW * (w->k / 16);
+      }
+      const bool half = part.output == AISP_OUT_BF16 || part.output == AISP_OUT_SILU_MUL;
+      part.out = static_cast<uint8_t *>(part.out) + FEW * part.ldo * (half ? 2 : 4);
+      if (part.next_x) part.next_x += (int64_t)FEW * w->n;
+      if (part.next_sumsq) part.next_sumsq += (int64_t)FEW * (w->n / 16);
+    }
+    return 0;
+  }
   switch (w->format) {
     case AISP_BF16: return choose_rows<AISP_BF16>(ctx, tiles, 1, *args, stream);
     case AISP_FP8: return choose_rows<AISP_FP8>(ctx, tiles, 1, *args, stream);

@@ -33,16 +33,30 @@ __host__ __device__ constexpr int row_stride() { return D * 2 + 16; }
 template <int D>
 __host__ __device__ constexpr int shared_bytes() { return 2 * 2 * TILE * row_stride<D>(); }
 
+// The pieces of 8 values that a thread copies of each tile, and their blocks, which are looked up a tile ahead.
+template <int D>
+struct Pieces {
+  static constexpr int A_ROW = D / 8, TURNS = TILE * A_ROW / (WARPS * 32);
+  int32_t block[TURNS];
+  static __device__ inline int row(int turn) { return (turn * WARPS * 32 + (int)threadIdx.x) / A_ROW; }
+  __device__ inline void look_up(const int32_t *block_table, int tile, int context) {
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+      const int position = tile * TILE + row(i);
+      block[i] = position < context ? block_table[position / AISP_BLOCK_SIZE] : 0;
+    }
+  }
+};
+
 template <int D, bool FP8>
-__device__ inline void fill_tile(const Call &call, const int32_t *block_table, int kv_head, int tile, int context, uint32_t k_to,
+__device__ inline void fill_tile(const Call &call, const Pieces<D> &pieces, int kv_head, int tile, int context, uint32_t k_to,
                                  uint32_t v_to) {
-  constexpr int PIECES = D / 8; // of 8 values
-  for (int p = threadIdx.x; p < TILE * PIECES; p += WARPS * 32) {
-    const int row = p / PIECES, piece = p % PIECES, position = tile * TILE + row;
+  using P = Pieces<D>;
+#pragma unroll
+  for (int i = 0; i < P::TURNS; i++) {
+    const int row = P::row(i), piece = (i * WARPS * 32 + (int)threadIdx.x) % P::A_ROW, position = tile * TILE + row;
     const bool valid = position < context;
-    const int64_t at = valid ? ((int64_t)block_table[position / AISP_BLOCK_SIZE] * call.kv.num_kv_heads + kv_head) * AISP_BLOCK_SIZE +
-                                   position % AISP_BLOCK_SIZE
-                             : 0;
+    const int64_t at = ((int64_t)pieces.block[i] * call.kv.num_kv_heads + kv_head) * AISP_BLOCK_SIZE + position % AISP_BLOCK_SIZE;
     const uint32_t to = row * row_stride<D>() + piece * 16;
     if constexpr (!FP8) {
       copy_async_16(k_to + to, static_cast<const __nv_bfloat16 *>(call.kv.k) + at * D + piece * 8, valid);
@@ -105,8 +119,11 @@ __global__ void __launch_bounds__(WARPS * 32, 1) prefill_attention_kernel(const 
   const uint32_t base = shared_address(shared);
   auto k_of = [&](int tile) { return base + (tile & 1) * 2 * TILE * row_stride<D>(); };
   auto v_of = [&](int tile) { return k_of(tile) + TILE * row_stride<D>(); };
-  fill_tile<D, FP8>(call, block_table, kv_head, tile_begin, context, k_of(tile_begin), v_of(tile_begin));
+  Pieces<D> pieces;
+  pieces.look_up(block_table, tile_begin, context);
+  fill_tile<D, FP8>(call, pieces, kv_head, tile_begin, context, k_of(tile_begin), v_of(tile_begin));
   copy_async_commit();
+  pieces.look_up(block_table, tile_begin + 1, context);
 
   constexpr int KSTEPS = D / 16;
   uint32_t q[KSTEPS][4];
@@ -129,7 +146,10 @@ __global__ void __launch_bounds__(WARPS * 32, 1) prefill_attention_kernel(const 
   for (int tile = tile_begin; tile < tile_end; tile++) {
     copy_async_wait<0>();
     __syncthreads(); // the tile is here, and the other one is no longer read
-    if (tile + 1 < tile_end) fill_tile<D, FP8>(call, block_table, kv_head, tile + 1, context, k_of(tile + 1), v_of(tile + 1));
+    if (tile + 1 < tile_end) {
+      fill_tile<D, FP8>(call, pieces, kv_head, tile + 1, context, k_of(tile + 1), v_of(tile + 1));
+      pieces.look_up(block_table, tile + 2, context);
+    }
     copy_async_commit();
     if (tile * TILE > warp_high || (tile + 1) * TILE <= warp_low - window + 1) continue; // nothing visible to this warp
 
@@ -150,31 +170,35 @@ __global__ void __launch_bounds__(WARPS * 32, 1) prefill_attention_kernel(const 
       }
 
     const bool whole = (tile + 1) * TILE - 1 <= warp_low && tile * TILE > warp_high - window;
+    if (!whole) {
+#pragma unroll
+      for (int n = 0; n < TILE / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const int at = tile * TILE + n * 8 + lane % 4 * 2 + i % 2;
+          if (at > position[i / 2] || at <= position[i / 2] - window) score[n][i] = NEVER;
+        }
+    }
     float most[2] = {running_max[0], running_max[1]};
 #pragma unroll
     for (int n = 0; n < TILE / 8; n++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const int at = tile * TILE + n * 8 + lane % 4 * 2 + i % 2;
-        const bool visible = whole || (at <= position[i / 2] && at > position[i / 2] - window);
-        score[n][i] = visible ? score[n][i] * scale : NEVER;
-        most[i / 2] = fmaxf(most[i / 2], score[n][i]);
-      }
+      for (int i = 0; i < 4; i++) most[i / 2] = fmaxf(most[i / 2], score[n][i]);
     float shrink[2], floor[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       most[i] = fmaxf(most[i], __shfl_xor_sync(ALL_LANES, most[i], 1));
       most[i] = fmaxf(most[i], __shfl_xor_sync(ALL_LANES, most[i], 2));
-      shrink[i] = running_max[i] == most[i] ? 1.0f : exp2f(running_max[i] - most[i]);
+      shrink[i] = running_max[i] == most[i] ? 1.0f : exp2_fast((running_max[i] - most[i]) * scale);
       running_max[i] = most[i];
-      floor[i] = most[i] == NEVER ? 0.0f : most[i];
+      floor[i] = most[i] == NEVER ? 0.0f : most[i] * scale;
       running_sum[i] *= shrink[i];
     }
 #pragma unroll
     for (int n = 0; n < TILE / 8; n++)
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        score[n][i] = exp2f(score[n][i] - floor[i / 2]);
+        score[n][i] = exp2_fast(fmaf(score[n][i], scale, -floor[i / 2]));
         running_sum[i / 2] += score[n][i];
       }
 #pragma unroll

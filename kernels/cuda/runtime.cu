@@ -68,15 +68,17 @@ int aisp_last_error(void) { return cudaGetLastError(); }
 int aisp_ctx_create(int32_t device, uint32_t flags, aisp_ctx **out) {
   *out = nullptr;
   if (int code = cudaSetDevice(device)) return code;
-  int major = 0, minor = 0, sms = 0;
+  int major = 0, minor = 0, sms = 0, shared = 0;
   if (int code = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device)) return code;
   if (int code = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device)) return code;
   if (int code = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device)) return code;
+  if (int code = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) return code;
   aisp_ctx *ctx = new (std::nothrow) aisp_ctx();
   if (!ctx) return cudaErrorMemoryAllocation;
   ctx->device = device;
   ctx->sm_count = sms;
   ctx->compute_capability = 10 * major + minor;
+  ctx->shared_bytes_per_block = shared;
   ctx->pdl = (flags & AISP_CTX_PDL) && major >= 9;
   int code = aisp::prepare_linear(ctx);
   if (!code) code = aisp::prepare_attention(ctx);
