@@ -7,7 +7,7 @@ TEST_ENV = RAYON_NUM_THREADS=1
 NEXTEST = $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run || echo test --lib --bins --tests --examples)
 
 # A CUDA compiler that is there, or one from PyPI; nothing of it needs a GPU.
-CUDA_ENV = eval "$$(scripts/cuda-toolkit.sh target/cuda)"
+CUDA_ENV = env=$$(scripts/cuda-toolkit.sh target/cuda) && eval "$$env"
 CUDA_BINS = aisp-serve/cuda,aisp/cuda
 
 .PHONY: serve test build lint fetch bench cuda cuda-links test-cuda
@@ -26,7 +26,7 @@ cuda-links: ## CUDA compiles and links, for one card, and no binary depends on i
 	! ldd target/debug/aisp-serve | grep -E 'libcu|libnv'
 
 test-cuda: fetch ## what needs an NVIDIA GPU
-	$(CUDA_ENV) && eval "$$(scripts/cuda-libs.sh)" && \
+	$(CUDA_ENV) && libs=$$(scripts/cuda-libs.sh) && eval "$$libs" && \
 	  cargo test --release --locked -p aisp-engine --features aisp-engine/cuda --test cuda -- --ignored --nocapture --test-threads=1
 
 test: fetch lint cuda-links ## everything: formatting, lints, tests, doc tests, documentation; that CUDA links
