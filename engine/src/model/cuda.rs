@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use aisp_kernels::cuda::{
-    CudaKv, DecodeAttention, DeviceBuffer, DeviceSlice, DeviceWeight, Gemm, GemmOutput, GemmScratch, Gpu,
+    CudaKv, DecodeAttention, DeviceBuffer, DeviceSlice, DeviceWeight, Event, Gemm, GemmOutput, GemmScratch, Gpu,
     LINEAR_MAX_ROWS, LinearInput, LinearOutput, PrefillAttention, Rope, RopeNorms, Rows, WeightFormat,
 };
 
@@ -22,16 +22,20 @@ use crate::error::EngineError;
 use crate::plan::{Plan, ProductsKind, WeightKind};
 use crate::runner::StepShape;
 
+const FLUSH: (&str, &str) = ("timing matrix products", "--gpu-memory-utilization");
 const ROPE: (&str, &str) = ("the rotary table", "--max-model-len");
 
 /// Numbers of rows that cuBLASLt's algorithms are timed for.
 const TIMED_ROWS: [usize; 8] = [16, 32, 64, 128, 256, 512, 1024, 2048];
 
-/// Steps of more rows than this go through cuBLASLt where it is asked for and weights are bf16.
-const LIBRARY_ROWS: usize = 8;
+/// Steps of up to so many rows never go through cuBLASLt.
+const OWN_ROWS: usize = 8;
 
-/// The same where weights must be expanded first, which costs as much as reading them in bf16 and writing them.
-const EXPANDING_ROWS: usize = LINEAR_MAX_ROWS;
+/// Numbers of rows at which own products are timed against cuBLASLt's.
+const COMPARED_ROWS: [usize; 4] = [16, 32, 64, 128];
+
+/// Layers whose products are timed: together larger than the last cache.
+const TIMED_LAYERS: usize = 8;
 
 /// A decoder-only transformer with its weights on a GPU.
 pub struct CudaDecoder {
@@ -146,17 +150,7 @@ impl CudaDecoder {
         }
         for (index, layer) in self.layers.iter().enumerate() {
             let next_norm = self.layers.get(index + 1).map_or(&self.norm, |next| &next.input_norm);
-            match library {
-                Some(gemms) if layer.qkv_bias.is_none() => {
-                    gemms.qkv.run(rows, w.x.all(), &layer.qkv_proj, &gemms.scratch, w.qkv.all())?;
-                }
-                _ => self.by_parts(rows, |start, len| {
-                    let input =
-                        LinearInput { bias: layer.qkv_bias.as_ref(), ..self.normed(w, start, library.is_none()) };
-                    let out = LinearOutput::F32(w.rows_of(&w.qkv, start));
-                    self.gpu.linear(&layer.qkv_proj, Rows::First(len), input, out) // [T, H] -> [T, (NH + 2 KVH) * D]
-                })?,
-            }
+            self.qkv(rows, layer, library, w)?;
             let norms = layer.qk_norm.as_ref().map(|(q, k)| RopeNorms { q, k, eps: self.eps() });
             let tables = (at.positions, at.slots);
             self.gpu.rope_store(
@@ -176,6 +170,21 @@ impl CudaDecoder {
             }
         }
         Ok(())
+    }
+
+    /// Queries, keys and values of the rows.
+    fn qkv(&self, rows: usize, layer: &Layer, library: Option<&Gemms>, w: &Workspace) -> Result<(), EngineError> {
+        match library {
+            Some(gemms) if layer.qkv_bias.is_none() => {
+                gemms.qkv.run(rows, w.x.all(), &layer.qkv_proj, &gemms.scratch, w.qkv.all())?;
+                Ok(())
+            }
+            _ => self.by_parts(rows, |start, len| {
+                let input = LinearInput { bias: layer.qkv_bias.as_ref(), ..self.normed(w, start, library.is_none()) };
+                let out = LinearOutput::F32(w.rows_of(&w.qkv, start));
+                self.gpu.linear(&layer.qkv_proj, Rows::First(len), input, out) // [T, H] -> [T, (NH + 2 KVH) * D]
+            }),
+        }
     }
 
     /// Output projection and feed-forward layer, 64 rows at a time.
@@ -331,27 +340,57 @@ impl CudaDecoder {
             down: plan(&layer.down_proj, GemmOutput::F32)?,
             head: plan(head, GemmOutput::F32)?,
             scratch: GemmScratch::new(&self.gpu, most)?,
-            above_rows: if most == 0 { LIBRARY_ROWS } else { EXPANDING_ROWS },
+            above_rows: OWN_ROWS,
         })
     }
 
-    /// Times cuBLASLt's algorithms on the buffers that steps use.
+    /// Times cuBLASLt's algorithms on the buffers that steps use, and the fastest against own products: which of the two
+    /// computes a step is decided here, once.
     ///
     /// Errors: a product that failed.
     pub fn time_products(&mut self, w: &Workspace, logits: &DeviceBuffer<f32>) -> Result<(), EngineError> {
         let (Some(gemms), Some(layer)) = (&mut self.gemms, self.layers.first()) else { return Ok(()) };
         let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
-        let Gemms { qkv, o, gate_up, down, head: head_gemm, scratch, above_rows } = gemms;
-        for rows in TIMED_ROWS.into_iter().filter(|rows| (*above_rows + 1..=w.max_rows).contains(rows)) {
-            qkv.tune(rows, w.x.all(), &layer.qkv_proj, scratch, w.qkv.all())?;
-            o.tune(rows, w.attention.all(), &layer.o_proj, scratch, w.delta.all())?;
-            gate_up.tune(rows, w.x.all(), &layer.gate_up_proj, scratch, w.gate_up.all())?;
-            down.tune(rows, w.gated.all(), &layer.down_proj, scratch, w.delta.all())?;
+        let Gemms { qkv, o, gate_up, down, head: head_gemm, scratch, .. } = gemms;
+        // In a step no weight is in the cache.
+        let flush = DeviceBuffer::<u8>::zeroed(&self.gpu, 2 * self.gpu.info().l2_bytes, FLUSH)?;
+        for rows in TIMED_ROWS.into_iter().filter(|rows| *rows <= w.max_rows) {
+            qkv.tune(rows, w.x.all(), &layer.qkv_proj, scratch, w.qkv.all(), flush.all())?;
+            o.tune(rows, w.attention.all(), &layer.o_proj, scratch, w.delta.all(), flush.all())?;
+            gate_up.tune(rows, w.x.all(), &layer.gate_up_proj, scratch, w.gate_up.all(), flush.all())?;
+            down.tune(rows, w.gated.all(), &layer.down_proj, scratch, w.delta.all(), flush.all())?;
             if rows * self.config.vocab_size <= logits.len() {
-                head_gemm.tune(rows, w.x.all(), head, scratch, logits.all())?;
+                head_gemm.tune(rows, w.x.all(), head, scratch, logits.all(), flush.all())?;
             }
         }
+        let mut above_rows = OWN_ROWS;
+        for rows in COMPARED_ROWS.into_iter().filter(|rows| *rows <= w.max_rows) {
+            if self.time_layers(rows, None, w)? <= self.time_layers(rows, self.gemms.as_ref(), w)? {
+                above_rows = rows;
+            }
+        }
+        if let Some(gemms) = &mut self.gemms {
+            gemms.above_rows = above_rows;
+        }
         Ok(())
+    }
+
+    /// Milliseconds that the products of some layers take.
+    fn time_layers(&self, rows: usize, library: Option<&Gemms>, w: &Workspace) -> Result<f32, EngineError> {
+        let (start, end) = (Event::new(&self.gpu)?, Event::new(&self.gpu)?);
+        // The first pass warms up.
+        for _ in 0..2 {
+            start.record()?;
+            for layer in self.layers.iter().take(TIMED_LAYERS) {
+                self.qkv(rows, layer, library, w)?;
+                match library {
+                    Some(gemms) => self.large_mlp(rows, layer, gemms, &self.norm, w)?,
+                    None => self.small_mlp(rows, layer, &self.norm, w)?,
+                }
+            }
+            end.record()?;
+        }
+        Ok(end.ms_since(&start)?)
     }
 }
 

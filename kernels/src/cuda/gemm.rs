@@ -36,7 +36,7 @@ impl GemmScratch {
     }
 }
 
-/// The plans of one shape of weights, `[n, k]`, bf16 in and f32 out.
+/// The plans of one shape of weights, `[n, k]`.
 #[derive(Debug)]
 pub struct Gemm {
     gpu: Arc<Gpu>,
@@ -49,7 +49,7 @@ pub struct Gemm {
 unsafe impl Send for Gemm {}
 
 impl Gemm {
-    /// Plans for a shape. `wide` results are f32, others bf16.
+    /// Plans for a shape.
     ///
     /// Errors: cuBLASLt is not there.
     pub fn new(gpu: &Arc<Gpu>, n: usize, k: usize, output: super::ops::GemmOutput) -> Result<Self, CudaError> {
@@ -66,7 +66,8 @@ impl Gemm {
 
     /// Times what cuBLASLt offers for `num_rows` and keeps the fastest for calls of up to as many.
     ///
-    /// Shapes: `x [num_rows, k]`, `weight [n, k]` in bf16, `out` as for [`Gemm::run`].
+    /// Shapes: `x [num_rows, k]`, `weight [n, k]`, `out` as for [`Gemm::run`]; `flush` is overwritten before each timing, so
+    /// that weights are not in the cache.
     /// Errors: operands that are too small; a product that failed.
     pub fn tune<T>(
         &mut self,
@@ -75,13 +76,16 @@ impl Gemm {
         weight: &DeviceWeight,
         scratch: &GemmScratch,
         out: DeviceSlice<'_, T>,
+        flush: DeviceSlice<'_, u8>,
     ) -> Result<f32, CudaError> {
         const OP: &str = "timing matrix products";
         let x = x.at_least(OP, "x", num_rows * self.k)?;
         let w = self.bf16_weight(OP, weight, scratch)?;
         let out = out.at_least(OP, "out", num_rows * self.n)?;
         let mut best_us = 0.0;
-        // SAFETY: operands have the sizes of the shape; no flush buffer is given.
+        let flush_bytes = flush.len();
+        let flush = flush.at_least(OP, "flush", flush_bytes)?;
+        // SAFETY: operands have the sizes of the shape.
         let code = unsafe {
             ffi::aisp_gemm_tune(
                 self.gemm,
@@ -93,8 +97,8 @@ impl Gemm {
                 out.cast(),
                 scratch.workspace.ptr(),
                 scratch.workspace.len(),
-                std::ptr::null_mut(),
-                0,
+                flush.cast(),
+                flush_bytes,
                 self.gpu.stream(),
                 &mut best_us,
             )
