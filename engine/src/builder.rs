@@ -4,14 +4,17 @@ use candle_core::{DType, Device};
 
 use crate::components::{self, BuildContext, Components, Engagement, KvParts};
 use crate::compute::Compute;
+use crate::device::{DeviceChoice, DeviceKind};
 use crate::engine::{Engine, EngineParts, ModelInfo};
 use crate::error::EngineError;
-use crate::loader::{self, Checkpoint, LoadOptions, ModelSource, available_memory_bytes};
-use crate::model::{ModelConfig, ModelContext};
+use crate::kv_cache::KvCacheManager;
+use crate::loader::{self, Checkpoint, LoadOptions, ModelSource};
+use crate::model::{ModelConfig, ModelContext, PackedWeights};
 use crate::optimizations::{Optimization, Selection};
-use crate::plan::{AttentionKind, LinearKind, LoadingKind};
+use crate::plan::{AttentionKind, LinearKind, LoadingKind, PointwiseKind};
 use crate::runner::{DecoderRunner, FusedRunner, ModelRunner};
-use crate::scheduler::SchedulerConfig;
+use crate::sampler::Sampler;
+use crate::scheduler::{SchedulerConfig, SchedulerPolicies};
 use crate::text::{ChatTemplate, Tokenizer, TokenizerSource};
 
 /// The KV cache takes this part of the free memory at most when its size is not given.
@@ -32,26 +35,28 @@ const FALLBACK_KV_BYTES: u64 = 1 << 30;
 /// ```
 #[derive(Debug, Clone)]
 pub struct EngineBuilder {
-    model: ModelSource,
-    optimizations: Selection,
-    max_model_len: Option<usize>,
-    max_num_seqs: usize,
-    max_num_batched_tokens: usize,
-    prefill_chunk_tokens: usize,
-    kv_cache_memory_bytes: Option<u64>,
-    num_kv_slots: Option<usize>,
-    memory_utilization: Option<f64>,
-    threads: Option<usize>,
-    dequantize: bool,
-    seed: u64,
-    load: LoadOptions,
+    pub(crate) model: ModelSource,
+    pub(crate) optimizations: Option<Selection>,
+    pub(crate) device: DeviceChoice,
+    pub(crate) max_model_len: Option<usize>,
+    pub(crate) max_num_seqs: usize,
+    pub(crate) max_num_batched_tokens: usize,
+    pub(crate) prefill_chunk_tokens: usize,
+    pub(crate) kv_cache_memory_bytes: Option<u64>,
+    pub(crate) num_kv_slots: Option<usize>,
+    pub(crate) memory_utilization: Option<f64>,
+    pub(crate) threads: Option<usize>,
+    pub(crate) dequantize: bool,
+    pub(crate) seed: u64,
+    pub(crate) load: LoadOptions,
 }
 
 impl Default for EngineBuilder {
     fn default() -> Self {
         Self {
             model: ModelSource::Builtin,
-            optimizations: Selection::all(),
+            optimizations: None,
+            device: DeviceChoice::Cpu,
             max_model_len: None,
             max_num_seqs: 256,
             max_num_batched_tokens: 2048,
@@ -74,9 +79,9 @@ impl EngineBuilder {
         self
     }
 
-    /// Which optimizations; all unless said.
+    /// Which optimizations; all that apply on the device unless said.
     pub fn optimizations(mut self, optimizations: Selection) -> Self {
-        self.optimizations = optimizations;
+        self.optimizations = Some(optimizations);
         self
     }
 
@@ -110,7 +115,8 @@ impl EngineBuilder {
         self
     }
 
-    /// Part of the free memory that the KV cache may take, above 0 and at most 1; a quarter unless said.
+    /// On the CPU the part of the free memory that the KV cache may take, a quarter unless said. On a GPU the part of
+    /// its memory that weights, workspace and KV cache may take together, nine tenths unless said. Above 0, at most 1.
     pub fn memory_utilization(mut self, share: Option<f64>) -> Self {
         self.memory_utilization = share;
         self
@@ -149,8 +155,8 @@ impl EngineBuilder {
     }
 
     /// Where the model runs; the CPU unless said.
-    pub fn device(mut self, device: Device) -> Self {
-        self.load.device = device;
+    pub fn device(mut self, device: DeviceChoice) -> Self {
+        self.device = device;
         self
     }
 
@@ -183,14 +189,22 @@ impl EngineBuilder {
             let message = format!("must be above 0 and at most 1, got {share}");
             return Err(EngineError::InvalidSetting { name: "--gpu-memory-utilization", message });
         }
-        let plan = self.optimizations.plan();
-        let load = LoadOptions { mapped: plan.loading == LoadingKind::Mapped, ..self.load.clone() };
+        let selection = match &self.optimizations {
+            Some(selection) => selection.on(self.device.kind())?,
+            None => Selection::all_on(self.device.kind()),
+        };
+        let plan = selection.plan();
+        if self.device.kind() == DeviceKind::Cuda && plan.pointwise == PointwiseKind::Fused {
+            return self.build_cuda(selection, wrap);
+        }
+        let device = self.device.candle()?;
+        let load = LoadOptions { mapped: plan.loading == LoadingKind::Mapped, device, ..self.load.clone() };
         let mut checkpoint = loader::load(&self.model, &load)?;
         if self.dequantize {
             checkpoint.weights.dequantize()?;
             checkpoint.weight_bytes = checkpoint.weights.num_bytes();
         }
-        let dtype = self.load.compute_dtype()?;
+        let dtype = load.compute_dtype()?;
         if dtype != DType::F32 && (plan.attention == AttentionKind::Flash || plan.linear == LinearKind::Packed) {
             let message = format!(
                 "own CPU kernels compute in f32, not in {}; leave it at `auto` or leave flash-attention and fast-linear out",
@@ -199,13 +213,20 @@ impl EngineBuilder {
             return Err(EngineError::InvalidSetting { name: "--dtype", message });
         }
         let slot_bytes = components::kv_bytes_per_token(&plan, &checkpoint.config, dtype)?;
-        let (max_model_len, num_kv_slots) = self.size_cache(&checkpoint.config, slot_bytes)?;
-        let size = CacheSize { max_model_len, num_kv_slots, kv_cache_bytes: num_kv_slots as u64 * slot_bytes };
-        self.assemble(checkpoint, dtype, size, wrap)
+        let share = self.memory_utilization.unwrap_or(KV_FREE_MEMORY_SHARE);
+        let free = self.device.free_bytes()?;
+        let budget_bytes = free.map_or(FALLBACK_KV_BYTES, |free| (free as f64 * share) as u64);
+        let size = self.size_cache(&checkpoint.config, slot_bytes, budget_bytes)?;
+        self.assemble(checkpoint, (load.device, dtype), size, selection, wrap)
     }
 
     /// Context length and token slots of the cache.
-    fn size_cache(&self, config: &ModelConfig, slot_bytes: u64) -> Result<(usize, usize), EngineError> {
+    pub(crate) fn size_cache(
+        &self,
+        config: &ModelConfig,
+        slot_bytes: u64,
+        budget_bytes: u64,
+    ) -> Result<CacheSize, EngineError> {
         let claimed = config.max_position_embeddings;
         if let Some(asked) = self.max_model_len
             && !(2..=claimed).contains(&asked)
@@ -213,10 +234,7 @@ impl EngineBuilder {
             let message = format!("must be between 2 and the model's {claimed}, got {asked}");
             return Err(EngineError::InvalidSetting { name: "--max-model-len", message });
         }
-        let budget_bytes = self.kv_cache_memory_bytes.unwrap_or_else(|| {
-            let share = self.memory_utilization.unwrap_or(KV_FREE_MEMORY_SHARE);
-            available_memory_bytes().map_or(FALLBACK_KV_BYTES, |free| (free as f64 * share) as u64)
-        });
+        let budget_bytes = self.kv_cache_memory_bytes.unwrap_or(budget_bytes);
         let tile = aisp_kernels::attention::KV_TILE;
         let affordable = usize::try_from(budget_bytes / slot_bytes).unwrap_or(usize::MAX);
         let affordable = self.num_kv_slots.unwrap_or(affordable) / tile * tile;
@@ -230,23 +248,24 @@ impl EngineBuilder {
         let wanted = full_context.saturating_mul(self.max_num_seqs);
         let fixed = self.kv_cache_memory_bytes.is_some() || self.num_kv_slots.is_some();
         let num_kv_slots = if fixed { affordable } else { affordable.min(wanted) };
-        Ok((max_model_len, num_kv_slots))
+        Ok(CacheSize { max_model_len, num_kv_slots, kv_cache_bytes: num_kv_slots as u64 * slot_bytes })
     }
 
     fn assemble(
         self,
         mut checkpoint: Checkpoint,
-        dtype: DType,
+        (device, dtype): (Device, DType),
         size: CacheSize,
+        selection: Selection,
         wrap: impl FnOnce(Box<dyn ModelRunner>) -> Box<dyn ModelRunner>,
     ) -> Result<Engine, EngineError> {
-        let CacheSize { max_model_len, num_kv_slots, kv_cache_bytes } = size;
-        let plan = self.optimizations.plan();
+        let CacheSize { max_model_len, num_kv_slots, .. } = size;
+        let plan = selection.plan();
         let mut engagement = Engagement::default();
         engagement.add(Optimization::MmapLoading, checkpoint.weights.num_mapped() as u64);
         let compute = Compute::build(&plan, self.threads)?;
         let config = &checkpoint.config;
-        let device = &self.load.device;
+        let device = &device;
         let context = BuildContext {
             config,
             dtype,
@@ -280,6 +299,30 @@ impl EngineBuilder {
                 (Box::new(FusedRunner::new(model, blocks, all)), packed)
             }
         };
+        let place = format!("{}, {}", if device.is_cpu() { "cpu" } else { "cuda" }, dtype.as_str());
+        let built = Built {
+            runner: wrap(runner),
+            kv: components.kv_manager,
+            policies: components.policies,
+            sampler: components.sampler,
+            packed,
+            engagement,
+            place,
+        };
+        self.finish(checkpoint, size, selection, weight_switch, built)
+    }
+
+    /// Joins what was built with what the checkpoint says about text.
+    pub(crate) fn finish(
+        self,
+        checkpoint: Checkpoint,
+        size: CacheSize,
+        selection: Selection,
+        weight_switch: Option<Optimization>,
+        built: Built,
+    ) -> Result<Engine, EngineError> {
+        let CacheSize { max_model_len, num_kv_slots, kv_cache_bytes } = size;
+        let (config, packed) = (&checkpoint.config, built.packed);
         let weight_format = match weight_switch {
             Some(switch) if packed.num_converted > 0 => {
                 format!("{}, {}", checkpoint.weight_format, switch.name())
@@ -302,18 +345,18 @@ impl EngineBuilder {
                 eos_token_ids: config.eos_token_ids.clone(),
                 num_kv_slots,
                 kv_cache_bytes,
-                device: format!("{}, {}", if device.is_cpu() { "cpu" } else { "cuda" }, dtype.as_str()),
+                device: built.place,
             },
-            runner: wrap(runner),
-            kv: components.kv_manager,
-            policies: components.policies,
-            sampler: components.sampler,
+            runner: built.runner,
+            kv: built.kv,
+            policies: built.policies,
+            sampler: built.sampler,
             scheduler: SchedulerConfig {
                 max_num_seqs: self.max_num_seqs,
                 max_num_batched_tokens: self.max_num_batched_tokens,
             },
-            selection: self.optimizations,
-            engagement,
+            selection,
+            engagement: built.engagement,
             tokenizer,
             chat_template,
             seed: self.seed,
@@ -323,10 +366,23 @@ impl EngineBuilder {
 }
 
 /// What the KV cache has room for.
-struct CacheSize {
-    max_model_len: usize,
-    num_kv_slots: usize,
-    kv_cache_bytes: u64,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CacheSize {
+    pub max_model_len: usize,
+    pub num_kv_slots: usize,
+    pub kv_cache_bytes: u64,
+}
+
+/// What the plan came to.
+pub(crate) struct Built {
+    pub runner: Box<dyn ModelRunner>,
+    pub kv: Box<dyn KvCacheManager>,
+    pub policies: SchedulerPolicies,
+    pub sampler: Box<dyn Sampler>,
+    pub packed: PackedWeights,
+    pub engagement: Engagement,
+    /// The device and the type it computes in.
+    pub place: String,
 }
 
 fn at_least_one(name: &'static str, value: usize) -> Result<(), EngineError> {

@@ -146,27 +146,23 @@ pub(crate) fn model_optimizations(plan: &Plan, compute: &Compute, packed: &Packe
     .collect()
 }
 
+/// The optimizations that the runner on the GPU stands for in every step.
+#[cfg(feature = "cuda")]
+pub(crate) fn cuda_optimizations(plan: &Plan, packed: &PackedWeights) -> Vec<Optimization> {
+    [Optimization::PagedKv, Optimization::FlashAttention, Optimization::FastLinear, Optimization::FusedOps]
+        .into_iter()
+        .chain((plan.kv_type == KvTypeKind::Fp8).then_some(Optimization::KvFp8))
+        .chain(weight_type(plan).1.filter(|_| packed.num_converted > 0))
+        .collect()
+}
+
 impl Components {
     /// Builds what the plan names.
     ///
     /// Errors: allocation on the device.
     pub fn build(plan: &Plan, context: &BuildContext<'_>) -> Result<Self, EngineError> {
-        let admission: Box<dyn AdmissionPolicy> = match plan.scheduler {
-            SchedulerKind::StaticBatching => Box::new(StaticBatching),
-            SchedulerKind::ContinuousBatching => Box::new(ContinuousBatching),
-        };
-        let prefill: Box<dyn PrefillPolicy> = match plan.prefill {
-            PrefillKind::WholePrompt => Box::new(WholePrompt),
-            PrefillKind::Chunked => Box::new(ChunkedPrefill { chunk_tokens: context.prefill_chunk_tokens }),
-        };
-        let prefix: Box<dyn PrefixCache> = match plan.prefix_reuse {
-            PrefixReuse::None => Box::new(NoPrefixCache),
-            PrefixReuse::BlockChain => Box::new(BlockChain::default()),
-        };
-        let kv_manager: Box<dyn KvCacheManager> = match plan.kv_layout {
-            KvLayout::Contiguous => Box::new(ContiguousManager::new(context.num_kv_slots, KV_TILE)),
-            KvLayout::Paged => Box::new(PagedManager::new(context.num_kv_slots, prefix)),
-        };
+        let Bookkeeping { policies, kv_manager, sampler } =
+            Bookkeeping::build(plan, context.num_kv_slots, context.prefill_chunk_tokens, context.compute.isa);
         let kv = match (plan.attention, plan.pointwise) {
             (AttentionKind::Materialised, _) => {
                 let pool = KvPool::new(context.config, context.num_kv_slots, context.dtype, context.device)?;
@@ -185,11 +181,40 @@ impl Components {
                 KvParts::Blocks(kv_buffer(plan, context.config, context.num_kv_slots)?)
             }
         };
+        Ok(Self { policies, kv_manager, kv, sampler })
+    }
+}
+
+/// What an engine is made of that no device knows of.
+pub(crate) struct Bookkeeping {
+    pub policies: SchedulerPolicies,
+    pub kv_manager: Box<dyn KvCacheManager>,
+    pub sampler: Box<dyn Sampler>,
+}
+
+impl Bookkeeping {
+    pub fn build(plan: &Plan, num_kv_slots: usize, prefill_chunk_tokens: usize, isa: Isa) -> Self {
+        let admission: Box<dyn AdmissionPolicy> = match plan.scheduler {
+            SchedulerKind::StaticBatching => Box::new(StaticBatching),
+            SchedulerKind::ContinuousBatching => Box::new(ContinuousBatching),
+        };
+        let prefill: Box<dyn PrefillPolicy> = match plan.prefill {
+            PrefillKind::WholePrompt => Box::new(WholePrompt),
+            PrefillKind::Chunked => Box::new(ChunkedPrefill { chunk_tokens: prefill_chunk_tokens }),
+        };
+        let prefix: Box<dyn PrefixCache> = match plan.prefix_reuse {
+            PrefixReuse::None => Box::new(NoPrefixCache),
+            PrefixReuse::BlockChain => Box::new(BlockChain::default()),
+        };
+        let kv_manager: Box<dyn KvCacheManager> = match plan.kv_layout {
+            KvLayout::Contiguous => Box::new(ContiguousManager::new(num_kv_slots, KV_TILE)),
+            KvLayout::Paged => Box::new(PagedManager::new(num_kv_slots, prefix)),
+        };
         let sampler: Box<dyn Sampler> = match plan.sampler {
             SamplerKind::Sort => Box::new(SortSampler),
-            SamplerKind::Candidates => Box::new(CandidateSampler::new(context.compute.isa)),
+            SamplerKind::Candidates => Box::new(CandidateSampler::new(isa)),
         };
-        Ok(Self { policies: SchedulerPolicies { admission, prefill }, kv_manager, kv, sampler })
+        Self { policies: SchedulerPolicies { admission, prefill }, kv_manager, sampler }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::request::{
     FinishReason, GeneratedToken, Request, RequestError, RequestId, RequestOutput, SamplingParams, TokenId,
 };
 use crate::runner::{Logits, ModelRunner, StepInput};
-use crate::sampler::{self, Sampler};
+use crate::sampler::{self, Sampled, Sampler};
 use crate::scheduler::{Batch, Scheduler, SchedulerConfig, SchedulerCounters, SchedulerPolicies, WaitingReason};
 use crate::sequence::Sequence;
 use crate::text::{ChatTemplate, Tokenizer};
@@ -307,7 +307,17 @@ impl Engine {
             if sequence.num_uncomputed_tokens() > 0 {
                 continue;
             }
-            let Some(row) = part.logits.end.checked_sub(1).and_then(|last| self.logits.row_mut(last)) else { continue };
+            let Some(last) = part.logits.end.checked_sub(1) else { continue };
+            if let Some(token) = self.logits.chosen(last) {
+                // A device reports logits that are not numbers by a token that is none.
+                if token as usize >= self.info.vocab_size {
+                    return Err(EngineError::NotANumber { id: sequence.id });
+                }
+                let sampled = Sampled { id: token, logprobs: None };
+                outputs.push(take_token(sampled, sequence, &self.info.eos_token_ids, now));
+                continue;
+            }
+            let Some(row) = self.logits.row_mut(last) else { continue };
             for mut fork in std::mem::take(&mut sequence.forks) {
                 if !self.kv.fork(sequence.id, fork.id, sequence.num_computed_tokens) {
                     forks.push((fork, false));
@@ -433,14 +443,19 @@ fn next_token(
 ) -> Result<RequestOutput, EngineError> {
     let sampled = sampler::sample(logits, sequence, eos_token_ids, sampler)
         .map_err(|_| EngineError::NotANumber { id: sequence.id })?;
+    Ok(take_token(sampled, sequence, eos_token_ids, now))
+}
+
+/// Adds a token to its sequence.
+fn take_token(sampled: Sampled, sequence: &mut Sequence, eos_token_ids: &[TokenId], now: Instant) -> RequestOutput {
     sequence.push(sampled.id, now);
-    Ok(RequestOutput {
+    RequestOutput {
         id: sequence.id,
         finish: finish_reason(sequence, sampled.id, eos_token_ids),
         timings: sequence.timings(),
         tokens: vec![GeneratedToken { id: sampled.id, logprobs: sampled.logprobs }],
         prompt_logprobs: sequence.prompt_logprobs.take(),
-    })
+    }
 }
 
 fn finish_reason(sequence: &Sequence, token: TokenId, eos_token_ids: &[TokenId]) -> Option<FinishReason> {

@@ -55,6 +55,10 @@ pub enum EngineError {
         /// What was expected.
         message: String,
     },
+    /// The GPU failed or is not there.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] aisp_kernels::cuda::CudaError),
     /// An op failed.
     #[error("the model failed: {0}")]
     Candle(#[from] candle_core::Error),

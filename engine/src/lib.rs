@@ -25,8 +25,10 @@
 #![forbid(unsafe_code)]
 
 mod builder;
+mod builder_cuda;
 mod components;
 mod compute;
+mod device;
 mod engine;
 mod error;
 mod generate;
@@ -46,14 +48,15 @@ pub mod text;
 pub use builder::EngineBuilder;
 pub use components::{BuildContext, Components, Engagement, KvParts};
 pub use compute::Compute;
+pub use device::{DeviceChoice, DeviceKind, UnknownDevice};
 pub use engine::{Clock, Engine, EngineParts, EngineStats, ModelInfo, OptimizationStatus, StepStats};
 pub use error::EngineError;
 pub use generate::{Completion, CompletionDelta, CompletionStream};
 pub use loader::ModelSource;
 pub use optimizations::{Optimization, Selection, SelectionError};
 pub use plan::{
-    AttentionKind, KvLayout, KvTypeKind, LinearKind, LoadingKind, Plan, PointwiseKind, PrefillKind, PrefixReuse,
-    SamplerKind, SchedulerKind, TeamKind, WeightKind,
+    AttentionKind, ExecutionKind, KvLayout, KvTypeKind, LinearKind, LoadingKind, Plan, PointwiseKind, PrefillKind,
+    PrefixReuse, ProductsKind, SamplerKind, SchedulerKind, TeamKind, WeightKind,
 };
 pub use request::{
     FinishReason, GeneratedToken, MAX_LOGPROBS, Request, RequestError, RequestId, RequestOutput, RequestTimings,

@@ -21,6 +21,10 @@ pub struct Plan {
     pub weights: WeightKind,
     /// How the small ops between them are computed.
     pub pointwise: PointwiseKind,
+    /// How products of many rows are computed on a GPU.
+    pub products: ProductsKind,
+    /// How the ops of a step are started.
+    pub execution: ExecutionKind,
     /// How a checkpoint comes into memory.
     pub loading: LoadingKind,
     /// Which threads compute.
@@ -41,6 +45,8 @@ impl Plan {
         linear: LinearKind::Candle,
         weights: WeightKind::Checkpoint,
         pointwise: PointwiseKind::Composed,
+        products: ProductsKind::Own,
+        execution: ExecutionKind::Eager,
         loading: LoadingKind::Heap,
         team: TeamKind::Rayon,
         sampler: SamplerKind::Sort,
@@ -145,6 +151,24 @@ pub enum LoadingKind {
     Heap,
     /// Matrices stay in the mapped file until they are packed.
     Mapped,
+}
+
+/// Choices of the slot of large products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProductsKind {
+    /// Own kernels, a few rows at a time.
+    Own,
+    /// cuBLASLt.
+    Library,
+}
+
+/// Choices of the execution slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ExecutionKind {
+    /// One op after the other.
+    Eager,
+    /// Recorded steps.
+    Graphs,
 }
 
 /// Choices of the CPU threads slot.

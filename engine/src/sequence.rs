@@ -91,6 +91,20 @@ impl Sequence {
         Some(self.forks.remove(at))
     }
 
+    /// Whether its next token is the most likely one by the model's own logits, and only the token is reported.
+    pub fn takes_most_likely(&self) -> bool {
+        let params = &self.params;
+        params.temperature == 0.0
+            && params.logprobs.is_none()
+            && params.prompt_logprobs.is_none()
+            && params.logit_bias.is_empty()
+            && params.repetition_penalty == 1.0
+            && params.presence_penalty == 0.0
+            && params.frequency_penalty == 0.0
+            && self.num_generated_tokens() >= params.min_tokens
+            && self.forks.is_empty()
+    }
+
     /// Tokens so far, prompt and answer.
     pub fn num_tokens(&self) -> usize {
         self.tokens.len()

@@ -8,7 +8,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use aisp_engine::{Engine, Optimization, Request, SamplingParams, Selection, TokenId};
+use aisp_engine::{DeviceKind, Engine, Optimization, Request, SamplingParams, Selection, TokenId};
 use rand::{RngExt, SeedableRng};
 use support::{Fault, LogitBits, Recorder, SMOLLM2, TEXT};
 
@@ -123,7 +123,8 @@ fn fast_kernels() -> Selection {
 /// Pairs that must agree bit for bit: each exact switch against what it needs, all of them together against nothing,
 /// and the same over the fast kernels.
 fn exact_pairs() -> Vec<(Selection, Selection)> {
-    let exact = Optimization::ALL.into_iter().filter(|o| o.spec().exactness.is_lossless());
+    let on_cpu = Optimization::ALL.into_iter().filter(|o| o.spec().devices.include(DeviceKind::Cpu));
+    let exact = on_cpu.filter(|o| o.spec().exactness.is_lossless());
     let alone = exact.map(|o| (Selection::closed(o.spec().requires.iter().copied()), o.with_requirements()));
     let together = (Selection::none(), Selection::exact());
     let fast = (fast_kernels(), Selection::closed(Selection::exact().iter().chain(fast_kernels().iter())));

@@ -21,6 +21,8 @@ pub mod argmax;
 pub mod attention;
 pub mod categorical;
 mod cost;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod embedding;
 mod error;
 mod isa;

@@ -13,6 +13,11 @@ const SMALL_PRODUCT: usize = 256;
 /// Shapes: `a [.., m, k]`, `b [.., k, n]`, result `[.., m, n]`.
 /// Errors: shapes that do not fit.
 pub fn batch_invariant(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if !a.device().is_cpu() {
+        // cuBLAS takes no stacks of matrices whose strides are not plain; it chooses its own order of sums.
+        let plain = |x: &Tensor| if x.rank() > 2 { x.contiguous() } else { Ok(x.clone()) };
+        return plain(a)?.matmul(&plain(b)?);
+    }
     let num_rows = a.dim(D::Minus2)?;
     let least_rows = (SMALL_PRODUCT / b.dim(D::Minus1)?.max(1) + 1).max(2);
     if num_rows >= least_rows {

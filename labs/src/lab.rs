@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aisp_engine::{ModelSource, Selection};
+use aisp_engine::{DeviceChoice, DeviceKind, Engine, EngineBuilder, ModelSource, Optimization, Selection};
 
 use crate::LabError;
 use crate::gate::{Outputs, Tolerance};
@@ -62,6 +62,8 @@ pub struct LabInfo {
 pub struct LabContext {
     /// The model of labs that need one.
     pub model: ModelSource,
+    /// Where engines run.
+    pub device: DeviceChoice,
     /// Feeds every draw.
     pub seed: u64,
     /// The server of labs that need one; none looks beside this program.
@@ -72,7 +74,32 @@ pub struct LabContext {
 
 impl Default for LabContext {
     fn default() -> Self {
-        Self { model: ModelSource::Builtin, seed: 0, server: None, stop: Stop::default() }
+        Self { model: ModelSource::Builtin, device: DeviceChoice::Cpu, seed: 0, server: None, stop: Stop::default() }
+    }
+}
+
+impl LabContext {
+    /// An engine for the model on the device.
+    pub fn engine(&self, selection: Selection) -> EngineBuilder {
+        Engine::builder().model(self.model.clone()).device(self.device).optimizations(selection)
+    }
+
+    /// The cheapest engine to load, for a look at the model.
+    pub fn probe(&self) -> EngineBuilder {
+        self.engine(match self.device.kind() {
+            DeviceKind::Cpu => Selection::none(),
+            // Weights that are only drawn are drawn there.
+            DeviceKind::Cuda => Selection::closed_on(DeviceKind::Cuda, [Optimization::FusedOps]),
+        })
+    }
+
+    /// Those switches of an arm that apply on the device, with all that they need there. An arm records what is left.
+    ///
+    /// Errors: two that exclude one another.
+    pub fn on_device(&self, selection: &Selection) -> Result<Selection, LabError> {
+        let applies = |o: &Optimization| o.spec().devices.include(self.device.kind());
+        let closed = Selection::closed_on(self.device.kind(), selection.iter().filter(applies));
+        closed.on(self.device.kind()).map_err(|error| LabError::Engine(error.into()))
     }
 }
 

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
 
+use aisp_engine::DeviceChoice;
 use serde_json::Value;
 
+use crate::LabError;
 use crate::memory;
 use crate::record::{Manifest, SCHEMA};
 
@@ -66,6 +68,16 @@ pub fn device() -> String {
     device_slug(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default(), num_threads())
 }
 
+/// A manifest of a run on another device than the processor.
+///
+/// Errors: a device that is not there.
+pub fn on_device(manifest: Manifest, device: DeviceChoice) -> Result<Manifest, LabError> {
+    match device.name().map_err(LabError::Engine)? {
+        Some(name) => Ok(Manifest { device: slug(&format!("gpu {name}")), ..manifest }),
+        None => Ok(manifest),
+    }
+}
+
 /// Threads that tensor operations use: `RAYON_NUM_THREADS`, or all processors.
 pub fn num_threads() -> usize {
     let asked = std::env::var("RAYON_NUM_THREADS").ok().and_then(|threads| threads.parse().ok());
@@ -76,6 +88,10 @@ fn device_slug(cpuinfo: &str, threads: usize) -> String {
     let field = |name| cpuinfo_field(cpuinfo, name).unwrap_or("");
     let name = cpuinfo_field(cpuinfo, "model name").unwrap_or(std::env::consts::ARCH);
     let words = format!("cpu {name} {} {} {threads} threads", field("cpu family"), field("model"));
+    slug(&words)
+}
+
+fn slug(words: &str) -> String {
     let words = words.to_lowercase().replace("(r)", " ").replace("(tm)", " ");
     let parts = words.split(|c: char| !c.is_ascii_alphanumeric()).filter(|part| !part.is_empty());
     parts.collect::<Vec<_>>().join("-")

@@ -14,17 +14,17 @@ const END: &str = "<!-- optimizations: end -->";
 
 fn table() -> String {
     let mut table =
-        "| optimization | slot | baseline | what it does | outputs | gain alone | in the stack | source |\n|---|---|---|---|---|---|---|---|\n".to_owned();
+        "| optimization | slot | on | baseline | what it does | outputs | gain alone | in the stack | source |\n|---|---|---|---|---|---|---|---|---|\n".to_owned();
     let matrix = matrix();
     let measured = |name: &str| matrix.as_ref().and_then(|matrix| matrix.rows.iter().find(|row| row.switch == name));
     for spec in Optimization::ALL.map(Optimization::spec) {
         let (name, slot, baseline, summary) = (spec.name, spec.slot, spec.baseline, spec.summary);
-        let (exactness, source) = (spec.exactness, spec.source);
+        let (exactness, source, devices) = (spec.exactness, spec.source, spec.devices);
         let (alone, in_stack) = measured(name)
             .map_or(("not measured", "not measured"), |row| (row.alone.text.as_str(), row.in_stack.text.as_str()));
         writeln!(
             table,
-            "| `{name}` | {slot} | {baseline} | {summary} | {exactness} | {alone} | {in_stack} | {source} |"
+            "| `{name}` | {slot} | {devices} | {baseline} | {summary} | {exactness} | {alone} | {in_stack} | {source} |"
         )
         .unwrap();
     }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use aisp_engine::optimizations::SelectionText;
 use aisp_engine::text::{ChatTemplate, TextError};
-use aisp_engine::{Engine, EngineBuilder, ModelSource, Selection};
+use aisp_engine::{DeviceChoice, Engine, EngineBuilder, ModelSource, SelectionError};
 use clap::{Parser, ValueEnum};
 
 use crate::admission::AdmissionLimits;
@@ -33,7 +34,11 @@ pub struct Args {
     #[arg(long, value_name = "FILE", help_heading = "Model")]
     pub chat_template: Option<PathBuf>,
 
-    /// Type of weights that are not quantized, and of activations; `auto` is f32 on CPU
+    /// Where it runs: cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", help_heading = "Model")]
+    pub device: DeviceChoice,
+
+    /// Type of weights that are not quantized, and of activations; `auto` is f32 on CPU and bf16 on CUDA
     #[arg(long, value_name = "TYPE", default_value = "auto", help_heading = "Model")]
     pub dtype: Dtype,
 
@@ -43,7 +48,7 @@ pub struct Args {
 
     /// Optimizations: `none`, `exact`, `all`, `NAME,NAME` or `all,-NAME`
     #[arg(long, value_name = "SET", default_value = "all", help_heading = "Engine")]
-    pub optimizations: Selection,
+    pub optimizations: SelectionText,
 
     /// Tokens that prompt and answer may have together [default: what model and cache allow]
     #[arg(long, value_name = "TOKENS", help_heading = "Engine")]
@@ -61,7 +66,8 @@ pub struct Args {
     #[arg(long, value_name = "TOKENS", default_value_t = 64, help_heading = "Engine")]
     pub prefill_chunk_tokens: usize,
 
-    /// Part of the free memory that the KV cache may take, above 0 and at most 1 [default: 0.25 on CPU]
+    /// On CPU the part of the free memory that the KV cache may take [default: 0.25]; on CUDA the part of the GPU's
+    /// memory that everything together may take [default: 0.9]
     #[arg(long, value_name = "SHARE", conflicts_with = "kv_cache_memory_bytes", help_heading = "Engine")]
     pub gpu_memory_utilization: Option<f64>,
 
@@ -124,6 +130,9 @@ pub enum ArgsError {
     /// The model cannot be named so.
     #[error("--model: {0}")]
     Model(#[from] aisp_engine::loader::LoadError),
+    /// Optimizations that do not go together where the model runs.
+    #[error("--optimizations: {0}")]
+    Optimizations(#[from] SelectionError),
     /// A revision of something that has none.
     #[error("--revision is for hub ids; `{0}` is not one")]
     Revision(ModelSource),
@@ -174,7 +183,8 @@ impl Args {
         };
         Ok(Engine::builder()
             .model(self.source()?)
-            .optimizations(self.optimizations.clone())
+            .device(self.device)
+            .optimizations(self.optimizations.on(self.device.kind())?)
             .max_model_len(self.max_model_len)
             .max_num_seqs(self.max_num_seqs)
             .max_num_batched_tokens(self.max_num_batched_tokens)
@@ -260,11 +270,18 @@ mod tests {
         let check = |args: &[&str], part: &str| {
             let message = match parse(args) {
                 Err(error) => error.to_string(),
-                Ok(args) => args.app().map(|_| ()).unwrap_err().to_string(),
+                Ok(args) => match args.app() {
+                    Err(error) => error.to_string(),
+                    Ok(_) => args.engine().map(|_| ()).unwrap_err().to_string(),
+                },
             };
             assert!(message.contains(part), "{args:?}: {message}");
         };
         check(&["--optimizations", "turbo"], "unknown optimization `turbo`");
+        check(&["--optimizations", "cuda-graphs"], "cuda-graphs needs fused-ops");
+        check(&["--optimizations", "all,cuda-graphs"], "cuda-graphs does not apply on cpu");
+        check(&["--device", "cuda", "--optimizations", "pinned-pool,fast-linear"], "does not apply on cuda");
+        check(&["--device", "tpu"], "choose cpu, cuda or cuda:N");
         check(&["--metrics-namespace", "x"], "choose aisp or vllm");
         check(&["--drain-timeout=-1"], "must be between 0 and 86400");
         check(&["--drain-timeout", "nan"], "must be between 0 and 86400");

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::model::{Architecture, ModelConfig, RopeScaling, RopeStyle, Weight, Weights};
+use crate::model::{Architecture, ModelConfig, RandomWeight, RopeScaling, RopeStyle, Weight, Weights};
 
 use super::checkpoint::Checkpoint;
 use super::error::{LoadError, printable};
@@ -149,10 +149,19 @@ pub(crate) fn load(shape: DummyShape, options: &LoadOptions) -> Result<Checkpoin
     let specs = tensor_specs(&config);
     let num_parameters: u64 = specs.iter().map(TensorSpec::num_values).sum();
     let weight_bytes = num_parameters * dtype.size_in_bytes() as u64;
-    memory::check_fits(&source.to_string(), weight_bytes, dtype, options)?;
+    if !options.drawn_on_device {
+        memory::check_fits(&source.to_string(), weight_bytes, dtype, options)?;
+    }
 
     let mut weights = Weights::default();
     for (index, spec) in specs.iter().enumerate() {
+        if let Some(half_width) = half_width(spec, &config).filter(|_| options.drawn_on_device) {
+            // Of a uniform distribution of this width.
+            let deviation = half_width / 3f32.sqrt();
+            let seed = options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(index as u64);
+            weights.insert_random(&spec.name, RandomWeight { dims: spec.shape.clone(), seed, deviation });
+            continue;
+        }
         let tensor = match dtype {
             DType::BF16 => random_tensor(spec, index, &config, options, bf16::from_f32),
             DType::F16 => random_tensor(spec, index, &config, options, f16::from_f32),

@@ -14,6 +14,8 @@ pub struct LoadOptions {
     pub dtype: Option<DType>,
     /// Leave matrices in the file, mapped, until they are packed. On the CPU alone.
     pub mapped: bool,
+    /// Leave the matrices of a dummy model to be drawn by the device that uses them.
+    pub drawn_on_device: bool,
     /// Seed of a dummy model's weights.
     pub seed: u64,
     /// Show progress bars on standard error.
@@ -25,7 +27,15 @@ pub struct LoadOptions {
 impl Default for LoadOptions {
     /// On the CPU, quiet, the hub as the environment says.
     fn default() -> Self {
-        Self { device: Device::Cpu, dtype: None, mapped: false, seed: 0, progress: false, hub: HubOptions::from_env() }
+        Self {
+            device: Device::Cpu,
+            dtype: None,
+            mapped: false,
+            drawn_on_device: false,
+            seed: 0,
+            progress: false,
+            hub: HubOptions::from_env(),
+        }
     }
 }
 

@@ -68,7 +68,9 @@ impl Decoder {
         };
         let embedding = match table.into_heap()? {
             HeapWeight::Dense(table) => Embedding::Dense(table),
-            HeapWeight::Quantized(table) => Embedding::Quantized(table),
+            HeapWeight::Quantized(table) if device.is_cpu() => Embedding::Quantized(table),
+            // Rows of blocks are picked by the host.
+            HeapWeight::Quantized(table) => Embedding::Dense(table.dequantize(device)?.to_dtype(dtype)?),
         };
         let layers = (0..config.num_layers).map(|layer| Layer::new(config, layer, take));
         Ok(Self {

@@ -1,6 +1,12 @@
 //! The decoder: its shape, its weights, its forward pass.
 
 mod config;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(feature = "cuda")]
+mod cuda_weights;
+#[cfg(feature = "cuda")]
+mod cuda_workspace;
 mod decoder;
 mod fused;
 mod pack_progress;
@@ -9,10 +15,14 @@ mod take;
 mod weights;
 
 pub use config::{Architecture, ModelConfig, RopeScaling, RopeStyle};
+#[cfg(feature = "cuda")]
+pub use cuda::CudaDecoder;
+#[cfg(feature = "cuda")]
+pub use cuda_workspace::{StepAddresses, Workspace, WorkspaceSize};
 pub use decoder::Decoder;
 pub use fused::FusedDecoder;
 pub use take::PackedWeights;
-pub use weights::{FileBytes, HeapWeight, MappedTensor, Weight, Weights};
+pub use weights::{FileBytes, HeapWeight, MappedTensor, RandomWeight, Weight, Weights};
 
 use aisp_kernels::linear::WeightType;
 use candle_core::{DType, Device};

@@ -112,17 +112,39 @@ impl Weight {
     }
 }
 
+/// A matrix of normal values that nobody has drawn yet: the device that uses it draws it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RandomWeight {
+    /// Outer dimension first.
+    pub dims: Vec<usize>,
+    /// Decides every value.
+    pub seed: u64,
+    /// Standard deviation; the mean is 0.
+    pub deviation: f32,
+}
+
 /// Tensors by their Hugging Face names (`model.layers.0.self_attn.q_proj.weight`, `model.embed_tokens.weight`,
 /// `model.norm.weight`, `lm_head.weight`); the GGUF loader renames.
 #[derive(Debug, Default)]
 pub struct Weights {
     tensors: HashMap<String, Weight>,
+    random: HashMap<String, RandomWeight>,
 }
 
 impl Weights {
     /// Adds a tensor.
     pub fn insert(&mut self, name: impl Into<String>, weight: Weight) {
         self.tensors.insert(name.into(), weight);
+    }
+
+    /// Adds a matrix that is still to be drawn.
+    pub fn insert_random(&mut self, name: impl Into<String>, weight: RandomWeight) {
+        self.random.insert(name.into(), weight);
+    }
+
+    /// Takes out a matrix that is still to be drawn.
+    pub fn take_random(&mut self, name: &str) -> Option<RandomWeight> {
+        self.random.remove(name)
     }
 
     /// Takes a tensor out, so that each is used once.

@@ -2,13 +2,16 @@
 
 mod selection;
 mod spec;
+mod text;
 
 pub use selection::{Selection, SelectionError};
 pub use spec::{Devices, Exactness, LogitBound, Saving, Slot, Spec};
+pub use text::SelectionText;
 
+use crate::device::DeviceKind;
 use crate::plan::{
-    AttentionKind, KvLayout, KvTypeKind, LinearKind, LoadingKind, Plan, PointwiseKind, PrefillKind, PrefixReuse,
-    SamplerKind, SchedulerKind, TeamKind, WeightKind,
+    AttentionKind, ExecutionKind, KvLayout, KvTypeKind, LinearKind, LoadingKind, Plan, PointwiseKind, PrefillKind,
+    PrefixReuse, ProductsKind, SamplerKind, SchedulerKind, TeamKind, WeightKind,
 };
 
 /// A switch. Declaration order is application order.
@@ -44,6 +47,10 @@ pub enum Optimization {
     FusedOps,
     /// Weights are packed out of the mapped file.
     MmapLoading,
+    /// Products of many rows by cuBLASLt.
+    LibraryGemm,
+    /// Steps recorded once and launched whole.
+    CudaGraphs,
     /// A pool of threads of our own.
     PinnedPool,
     /// Tokens are drawn without sorting the vocabulary.
@@ -52,7 +59,7 @@ pub enum Optimization {
 
 impl Optimization {
     /// Every optimization, in application order.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::ContinuousBatching,
         Self::ChunkedPrefill,
         Self::PagedKv,
@@ -68,6 +75,8 @@ impl Optimization {
         Self::WeightsFp4,
         Self::FusedOps,
         Self::MmapLoading,
+        Self::LibraryGemm,
+        Self::CudaGraphs,
         Self::PinnedPool,
         Self::FastSampler,
     ];
@@ -157,6 +166,7 @@ impl Optimization {
                 in_all: true,
                 counts: "tokens stored in fp8",
                 source: "FP8 formats, arXiv 2209.05433",
+                devices: Devices::All,
                 ..Spec::KV_TYPE
             },
             Self::KvFp4 => Spec {
@@ -178,7 +188,7 @@ impl Optimization {
                 bound: Some(LogitBound::KERNEL),
                 requires: &[Self::PagedKv],
                 conflicts: &[],
-                devices: Devices::Cpu,
+                devices: Devices::All,
                 in_all: true,
                 engages_when: "a token is computed",
                 counts: "tokens attended in tiles",
@@ -194,7 +204,7 @@ impl Optimization {
                 bound: Some(LogitBound::KERNEL),
                 requires: &[],
                 conflicts: &[],
-                devices: Devices::Cpu,
+                devices: Devices::All,
                 in_all: true,
                 engages_when: "a token is computed",
                 counts: "tokens through packed weights",
@@ -242,7 +252,7 @@ impl Optimization {
                 bound: Some(LogitBound::KERNEL),
                 requires: &[Self::PagedKv, Self::FlashAttention, Self::FastLinear],
                 conflicts: &[],
-                devices: Devices::Cpu,
+                devices: Devices::All,
                 in_all: true,
                 engages_when: "a token is computed",
                 counts: "tokens through fused ops",
@@ -258,11 +268,43 @@ impl Optimization {
                 bound: None,
                 requires: &[],
                 conflicts: &[],
-                devices: Devices::Cpu,
+                devices: Devices::All,
                 in_all: true,
                 engages_when: "the model is a file or built in",
                 counts: "matrices taken from the mapped file",
                 source: "mmap(2)",
+            },
+            Self::LibraryGemm => Spec {
+                name: "library-gemm",
+                summary: "products of many rows by cuBLASLt, from where it is faster at load; not batch-invariant",
+                slot: Slot::Products,
+                baseline: "own kernels",
+                saves: &[Saving::Time],
+                exactness: Exactness::Tolerance,
+                bound: Some(LogitBound::KERNEL),
+                requires: &[Self::FusedOps],
+                conflicts: &[],
+                devices: Devices::Cuda,
+                in_all: true,
+                engages_when: "a step has so many tokens that cuBLASLt was faster when the model was loaded",
+                counts: "tokens through cuBLASLt",
+                source: "cuBLASLt",
+            },
+            Self::CudaGraphs => Spec {
+                name: "cuda-graphs",
+                summary: "a decode step is recorded once for each size of batch and launched whole",
+                slot: Slot::Execution,
+                baseline: "eager",
+                saves: &[Saving::Time],
+                exactness: Exactness::Bitwise,
+                bound: None,
+                requires: &[Self::FusedOps],
+                conflicts: &[],
+                devices: Devices::Cuda,
+                in_all: true,
+                engages_when: "every sequence of a step decodes",
+                counts: "tokens computed in graphs",
+                source: "CUDA programming guide, graphs",
             },
             Self::PinnedPool => Spec {
                 name: "pinned-pool",
@@ -304,7 +346,28 @@ impl Optimization {
         self.spec().name
     }
 
-    /// Itself and everything that it needs.
+    /// What must be on as well on a device. On CUDA the fast ops stand and fall together: one runner has them all.
+    pub fn requires_on(self, device: DeviceKind) -> &'static [Self] {
+        match (device, self) {
+            (DeviceKind::Cuda, Self::FlashAttention) => &[Self::PagedKv, Self::FastLinear, Self::FusedOps],
+            (DeviceKind::Cuda, Self::FastLinear) => &[Self::PagedKv, Self::FlashAttention, Self::FusedOps],
+            (DeviceKind::Cuda, Self::MmapLoading) => &[Self::FusedOps],
+            (_, optimization) => optimization.spec().requires,
+        }
+    }
+
+    /// How far logits may be from exact arithmetic on a device. On CUDA activations are bf16 between ops, and scales of
+    /// `weights-fp4` are 8 bits wide.
+    pub fn bound_on(self, device: DeviceKind) -> Option<LogitBound> {
+        let bound = self.spec().bound?;
+        Some(match (device, self) {
+            (DeviceKind::Cuda, Self::WeightsFp4) => LogitBound { perplexity: 0.1, ..bound },
+            (DeviceKind::Cuda, _) if bound == LogitBound::KERNEL => LogitBound::BF16_KERNEL,
+            _ => bound,
+        })
+    }
+
+    /// Itself and everything that it needs on the CPU.
     pub fn with_requirements(self) -> Selection {
         Selection::closed([self])
     }
@@ -332,6 +395,8 @@ impl Optimization {
             Self::WeightsFp4 => plan.weights = WeightKind::Fp4,
             Self::FusedOps => plan.pointwise = PointwiseKind::Fused,
             Self::MmapLoading => plan.loading = LoadingKind::Mapped,
+            Self::LibraryGemm => plan.products = ProductsKind::Library,
+            Self::CudaGraphs => plan.execution = ExecutionKind::Graphs,
             Self::PinnedPool => plan.team = TeamKind::Pinned,
             Self::FastSampler => plan.sampler = SamplerKind::Candidates,
         }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::Optimization;
+use crate::device::DeviceKind;
 use crate::plan::Plan;
 
 /// A validated set of optimizations.
@@ -20,6 +21,7 @@ use crate::plan::Plan;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Selection {
     set: BTreeSet<Optimization>,
+    device: DeviceKind,
 }
 
 /// Why a set makes no sense.
@@ -56,6 +58,14 @@ pub enum SelectionError {
         /// What it needs.
         requirement: &'static str,
     },
+    /// One that does not apply where the model runs.
+    #[error("{name} does not apply on {device}; leave it out, or choose another --device")]
+    NotOnDevice {
+        /// Which.
+        name: &'static str,
+        /// Where the model runs.
+        device: DeviceKind,
+    },
 }
 
 fn choices() -> String {
@@ -68,50 +78,85 @@ impl Selection {
         Self::default()
     }
 
-    /// Every optimization whose outputs equal the baseline's, with all that it needs.
+    /// Every optimization whose outputs equal the baseline's, with all that it needs, on the CPU.
     pub fn exact() -> Self {
+        Self::exact_on(DeviceKind::Cpu)
+    }
+
+    /// The same on a device.
+    pub fn exact_on(device: DeviceKind) -> Self {
         let exact = |o: &Optimization| o.spec().exactness.is_lossless();
-        let all_exact = |o: &Optimization| Self::closed([*o]).iter().all(|o| exact(&o));
-        Self { set: Optimization::ALL.into_iter().filter(all_exact).collect() }
+        let all_exact = |o: &Optimization| Self::closed_on(device, [*o]).iter().all(|o| exact(&o));
+        Self { set: applying(device).filter(all_exact).collect(), device }
     }
 
-    /// Every optimization; of those that exclude one another, the preferred one.
+    /// Every optimization that applies on the CPU; of those that exclude one another, the preferred one.
     pub fn all() -> Self {
-        Self { set: Optimization::ALL.into_iter().filter(|o| o.spec().in_all).collect() }
+        Self::all_on(DeviceKind::Cpu)
     }
 
-    /// These and all that they need. Conflicts are not looked for.
+    /// The same on a device.
+    pub fn all_on(device: DeviceKind) -> Self {
+        Self { set: applying(device).filter(|o| o.spec().in_all).collect(), device }
+    }
+
+    /// These and all that they need on the CPU. Conflicts are not looked for.
     pub fn closed(optimizations: impl IntoIterator<Item = Optimization>) -> Self {
+        Self::closed_on(DeviceKind::Cpu, optimizations)
+    }
+
+    /// The same on a device.
+    pub fn closed_on(device: DeviceKind, optimizations: impl IntoIterator<Item = Optimization>) -> Self {
         let mut set = BTreeSet::new();
         let mut open: Vec<Optimization> = optimizations.into_iter().collect();
         while let Some(optimization) = open.pop() {
             if set.insert(optimization) {
-                open.extend(optimization.spec().requires);
+                open.extend(optimization.requires_on(device));
             }
         }
-        Self { set }
+        Self { set, device }
     }
 
     /// The set without this one and without what needs it.
     pub fn without(&self, optimization: Optimization) -> Self {
-        let needs = |o: &Optimization| Self::closed([*o]).contains(optimization);
-        Self { set: self.iter().filter(|o| !needs(o)).collect() }
+        let needs = |o: &Optimization| Self::closed_on(self.device, [*o]).contains(optimization);
+        Self { set: self.iter().filter(|o| !needs(o)).collect(), device: self.device }
     }
 
-    /// Checks a set against the registry.
+    /// Checks a set against the registry, for the CPU.
     ///
-    /// Errors: a conflict or an unmet requirement.
+    /// Errors: a conflict, an unmet requirement, one that does not apply.
     pub fn of(optimizations: impl IntoIterator<Item = Optimization>) -> Result<Self, SelectionError> {
+        Self::of_on(DeviceKind::Cpu, optimizations)
+    }
+
+    /// The same for a device.
+    ///
+    /// Errors: as [`Selection::of`].
+    pub fn of_on(
+        device: DeviceKind,
+        optimizations: impl IntoIterator<Item = Optimization>,
+    ) -> Result<Self, SelectionError> {
         let set: BTreeSet<_> = optimizations.into_iter().collect();
-        for spec in set.iter().map(|o| o.spec()) {
+        for (optimization, spec) in set.iter().map(|o| (o, o.spec())) {
+            if !spec.devices.include(device) {
+                return Err(SelectionError::NotOnDevice { name: spec.name, device });
+            }
             if let Some(second) = spec.conflicts.iter().find(|o| set.contains(o)) {
                 return Err(SelectionError::Conflict { first: spec.name, second: second.name() });
             }
-            if let Some(missing) = spec.requires.iter().find(|o| !set.contains(o)) {
+            if let Some(missing) = optimization.requires_on(device).iter().find(|o| !set.contains(o)) {
                 return Err(SelectionError::Unmet { name: spec.name, requirement: missing.name() });
             }
         }
-        Ok(Self { set })
+        Ok(Self { set, device })
+    }
+
+    /// The same switches, checked for a device.
+    ///
+    /// Errors: as [`Selection::of`].
+    pub fn on(&self, device: DeviceKind) -> Result<Self, SelectionError> {
+        Self::of_on(device, self.iter())
     }
 
     /// Whether it is in the set.
@@ -134,18 +179,32 @@ impl Selection {
     }
 }
 
+fn applying(device: DeviceKind) -> impl Iterator<Item = Optimization> {
+    Optimization::ALL.into_iter().filter(move |o| o.spec().devices.include(device))
+}
+
 impl FromStr for Selection {
     type Err = SelectionError;
 
+    /// For the CPU.
     fn from_str(text: &str) -> Result<Self, SelectionError> {
+        Self::parse_on(text, DeviceKind::Cpu)
+    }
+}
+
+impl Selection {
+    /// Reads the value of `--optimizations` for a device.
+    ///
+    /// Errors: an unknown name, and as [`Selection::of`].
+    pub fn parse_on(text: &str, device: DeviceKind) -> Result<Self, SelectionError> {
         let mut set: Option<BTreeSet<Optimization>> = None;
         for word in text.split(',').map(str::trim).filter(|word| !word.is_empty()) {
             match (word, &mut set) {
                 ("none", _) => {
                     set.get_or_insert_default();
                 }
-                ("exact", _) => set.get_or_insert_default().extend(Self::exact().set),
-                ("all", _) => set.get_or_insert_default().extend(Self::all().set),
+                ("exact", _) => set.get_or_insert_default().extend(Self::exact_on(device).set),
+                ("all", _) => set.get_or_insert_default().extend(Self::all_on(device).set),
                 (name, set) => {
                     let (name, remove) = name.strip_prefix('-').map_or((name, false), |rest| (rest, true));
                     let found = Optimization::by_name(name);
@@ -162,7 +221,7 @@ impl FromStr for Selection {
                 }
             }
         }
-        Self::of(set.ok_or(SelectionError::Empty)?)
+        Self::of_on(device, set.ok_or(SelectionError::Empty)?)
     }
 }
 
@@ -206,6 +265,29 @@ mod tests {
         check("-paged-kv", "`-paged-kv` takes nothing away; write `all,-paged-kv` or `exact,-paged-kv`");
         check("prefix-cache", "prefix-cache needs paged-kv; add `paged-kv` or leave prefix-cache out");
         check("all,-paged-kv", "prefix-cache needs paged-kv; add `paged-kv` or leave prefix-cache out");
+    }
+
+    #[test]
+    fn a_device_decides_what_applies() {
+        let on_cuda = |text: &str| match Selection::parse_on(text, DeviceKind::Cuda) {
+            Ok(selection) => selection.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let fix = "leave it out, or choose another --device";
+        assert_eq!(on_cuda("pinned-pool"), format!("pinned-pool does not apply on cuda; {fix}"));
+        check("all,cuda-graphs", &format!("cuda-graphs does not apply on cpu; {fix}"));
+        let needs = "flash-attention needs fast-linear; add `fast-linear` or leave flash-attention out";
+        assert_eq!(on_cuda("paged-kv,flash-attention"), needs);
+        assert_eq!(on_cuda("paged-kv"), "paged-kv");
+        for (cpu, cuda) in [
+            (Selection::all(), Selection::all_on(DeviceKind::Cuda)),
+            (Selection::exact(), Selection::exact_on(DeviceKind::Cuda)),
+        ] {
+            assert!(cpu.on(DeviceKind::Cpu).is_ok() && cuda.on(DeviceKind::Cuda).is_ok());
+            assert!(cpu.on(DeviceKind::Cuda).is_err() || !cpu.contains(Optimization::PinnedPool));
+            assert!(!cuda.contains(Optimization::PinnedPool) && !cpu.contains(Optimization::CudaGraphs));
+        }
+        assert!(Selection::all_on(DeviceKind::Cuda).contains(Optimization::CudaGraphs));
     }
 
     #[test]

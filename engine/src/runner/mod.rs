@@ -2,6 +2,10 @@
 
 mod attention;
 mod block_layout;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(any(feature = "cuda", test))]
+mod cuda_tables;
 mod fused;
 mod kv_store;
 mod logits;
@@ -10,6 +14,10 @@ mod step_input;
 
 pub use attention::{AttentionBackend, FlashAttention, MaterialisedAttention, Qkv};
 pub use block_layout::BlockLayout;
+#[cfg(feature = "cuda")]
+pub use cuda::{CudaLimits, CudaRunner};
+#[cfg(feature = "cuda")]
+pub use cuda_tables::{StepShape, TableLayout};
 pub use fused::FusedRunner;
 pub use kv_store::{ContiguousStore, KvPool, KvStore, PagedStore};
 pub use logits::Logits;

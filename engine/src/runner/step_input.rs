@@ -35,6 +35,8 @@ pub struct SequenceInput {
     pub placement: KvPlacement,
     /// Its entries in `logit_rows`; the last one is that of the next token, unless this is a part of a prompt.
     pub logits: Range<usize>,
+    /// Its next token is the most likely one and nothing else is asked of its logits: a device may choose it.
+    pub greedy: bool,
 }
 
 impl SequenceInput {
@@ -77,8 +79,72 @@ impl StepInput {
                 query_start: start,
                 placement: placement.clone(),
                 logits: first_logit..input.logit_rows.len(),
+                greedy: sequence.takes_most_likely(),
             });
         }
         input
+    }
+
+    /// The part of a step that computes these rows. Parts that are computed in order come to the same: later ones read
+    /// what earlier ones stored. Blocks are copied with the first.
+    pub fn part(&self, rows: Range<usize>) -> Self {
+        let first_logit = self.logit_rows.partition_point(|&row| (row as usize) < rows.start);
+        let last_logit = self.logit_rows.partition_point(|&row| (row as usize) < rows.end);
+        let inside = |whole: &Range<usize>, part: &Range<usize>| {
+            let (start, end) = (whole.start.max(part.start), whole.end.min(part.end));
+            start - part.start..end.max(start) - part.start
+        };
+        let cut = |whole: &SequenceInput| {
+            let common = whole.rows.start.max(rows.start)..whole.rows.end.min(rows.end);
+            (!common.is_empty()).then(|| SequenceInput {
+                id: whole.id,
+                rows: common.start - rows.start..common.end - rows.start,
+                query_start: whole.query_start + common.start - whole.rows.start,
+                placement: whole.placement.clone(),
+                logits: inside(&whole.logits, &(first_logit..last_logit)),
+                greedy: whole.greedy,
+            })
+        };
+        Self {
+            token_ids: self.token_ids[rows.clone()].to_vec(),
+            positions: self.positions[rows.clone()].to_vec(),
+            sequences: self.sequences.iter().filter_map(cut).collect(),
+            logit_rows: self.logit_rows[first_logit..last_logit].iter().map(|row| row - rows.start as u32).collect(),
+            copies: if rows.start == 0 { self.copies.clone() } else { Vec::new() },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv_cache::BlockId;
+
+    #[test]
+    fn parts_have_every_row_and_logit_once() {
+        let sequence = |id, rows: Range<usize>, query_start, logits| SequenceInput {
+            id: RequestId(id),
+            rows,
+            query_start,
+            placement: KvPlacement::Paged { block_table: vec![BlockId(id as u32)] },
+            logits,
+            greedy: true,
+        };
+        let whole = StepInput {
+            token_ids: (0..10).collect(),
+            positions: vec![3, 0, 1, 2, 3, 4, 5, 6, 7, 9],
+            sequences: vec![sequence(0, 0..1, 3, 0..1), sequence(1, 1..9, 0, 1..4), sequence(2, 9..10, 9, 4..5)],
+            logit_rows: vec![0, 6, 7, 8, 9],
+            copies: vec![BlockCopy { from: BlockId(1), to: BlockId(2) }],
+        };
+        assert_eq!(whole.part(0..10), whole);
+        let parts = [whole.part(0..4), whole.part(4..8), whole.part(8..10)];
+        assert_eq!(parts.each_ref().map(|part| part.sequences.len()), [2, 1, 2]);
+        assert_eq!(parts.each_ref().map(|part| part.logit_rows.clone()), [vec![0], vec![2, 3], vec![0, 1]]);
+        assert_eq!(parts.each_ref().map(|part| part.copies.len()), [1, 0, 0]);
+        assert_eq!((parts[1].sequences[0].query_start, parts[1].sequences[0].rows.clone()), (3, 0..4));
+        assert_eq!((parts[1].sequences[0].logits.clone(), parts[2].sequences[0].logits.clone()), (0..2, 0..1));
+        assert_eq!(parts[2].sequences[1].logits, 1..2);
+        assert!(parts[0].sequences[1].logits.is_empty());
     }
 }

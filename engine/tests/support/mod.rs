@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, dead_code, reason = "a test may panic; each test uses a part")]
 
+pub mod forced;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -60,7 +62,8 @@ impl ModelRunner for Recorder {
         self.inner.execute(&input, logits, engagement)?;
         let mut record = self.logits.lock().unwrap();
         for sequence in &input.sequences {
-            for at in sequence.logits.clone() {
+            // A device that chose the token brings no logits.
+            for at in sequence.logits.clone().filter(|&at| logits.chosen(at).is_none()) {
                 let position = input.positions[input.logit_rows[at] as usize] as usize;
                 let bits: Vec<u32> = logits.row(at).unwrap().iter().map(|logit| logit.to_bits()).collect();
                 // A preempted request computes positions again: they must come out the same.

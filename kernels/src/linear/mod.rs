@@ -18,7 +18,7 @@ mod tensor_op;
 use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
-use candle_core::{D, Module, Result, Tensor};
+use candle_core::{D, DType, Module, Result, Tensor};
 
 pub use self::activations::{ActivationForm, Activations};
 pub use self::packed::{LinearSource, PackedLinear};
@@ -65,7 +65,11 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.weight {
             LinearWeight::Dense(weight) => matmul::batch_invariant(x, &weight.t()?)?,
-            LinearWeight::Quantized(weight) => quantized_matmul(&x.contiguous()?, weight)?,
+            LinearWeight::Quantized(weight) if x.dtype() == DType::F32 => quantized_matmul(&x.contiguous()?, weight)?,
+            // candle multiplies blocks with f32 only.
+            LinearWeight::Quantized(weight) => {
+                quantized_matmul(&x.to_dtype(DType::F32)?.contiguous()?, weight)?.to_dtype(x.dtype())?
+            }
             LinearWeight::Packed(op) => op.forward(x)?,
         };
         match &self.bias {

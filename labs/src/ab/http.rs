@@ -69,8 +69,7 @@ impl HttpExperiment {
     /// Errors: a model that cannot be loaded or has no tokenizer.
     pub fn new(context: &LabContext, ab: &AbSettings, arms: Vec<HttpArm>) -> Result<Self, LabError> {
         let settings = ab.engine;
-        let probe = Engine::builder().model(context.model.clone()).optimizations(Selection::none()).max_num_seqs(1);
-        let probe = probe.max_model_len(Some(settings.max_model_len)).build()?;
+        let probe = context.probe().max_num_seqs(1).max_model_len(Some(settings.max_model_len)).build()?;
         let info = probe.model_info();
         let kv_cache_bytes = info.kv_cache_bytes / info.num_kv_slots.max(1) as u64 * settings.num_kv_tokens as u64;
         let Some(tokenizer) = probe.tokenizer() else {
@@ -194,11 +193,11 @@ impl Experiment for HttpExperiment {
     fn set_up(&mut self, arm: usize) -> Result<(), LabError> {
         let EngineSettings { max_num_seqs, max_model_len, .. } = self.ab.engine;
         let (selection, kv_cache_bytes) = (self.arms[arm].selection.clone(), self.kv_cache_bytes);
-        let model = self.context.model.clone();
         self.running.push(match self.arms[arm].front {
             Front::Http => Running::Server(Server::start(&ServerSettings {
                 binary: find_binary(self.context.server.as_deref())?,
-                model,
+                model: self.context.model.clone(),
+                device: self.context.device,
                 selection,
                 max_num_seqs,
                 max_model_len,
@@ -206,7 +205,7 @@ impl Experiment for HttpExperiment {
                 threads: machine::num_threads(),
             })?),
             Front::InProcess => {
-                let engine = Engine::builder().model(model).optimizations(selection).max_num_seqs(max_num_seqs);
+                let engine = self.context.engine(selection).max_num_seqs(max_num_seqs);
                 let engine = engine.max_model_len(Some(max_model_len)).kv_cache_memory_bytes(Some(kv_cache_bytes));
                 Running::Engine(Box::new(engine.build()?))
             }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use aisp_engine::{ModelSource, Selection};
+use aisp_engine::{DeviceChoice, ModelSource, Selection};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -29,6 +29,8 @@ pub struct ServerSettings {
     pub binary: PathBuf,
     /// What it serves.
     pub model: ModelSource,
+    /// Where it runs.
+    pub device: DeviceChoice,
     /// Its switches.
     pub selection: Selection,
     /// Sequences in a step.
@@ -71,6 +73,7 @@ impl Server {
         let mut command = Command::new(&settings.binary);
         command.args(["--port", "0", "--host", "127.0.0.1"]);
         command.args(["--model", &settings.model.to_string(), "--optimizations", &settings.selection.to_string()]);
+        command.args(["--device", &settings.device.to_string()]);
         command.args(["--max-num-seqs", &settings.max_num_seqs.to_string()]);
         command.args(["--max-model-len", &settings.max_model_len.to_string()]);
         command.args(["--kv-cache-memory-bytes", &settings.kv_cache_bytes.to_string()]);
@@ -176,6 +179,7 @@ mod tests {
         let settings = ServerSettings {
             binary: "/bin/false".into(),
             model: ModelSource::Builtin,
+            device: DeviceChoice::Cpu,
             selection: Selection::none(),
             max_num_seqs: 1,
             max_model_len: 8,

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use aisp_engine::Selection;
+use aisp_engine::optimizations::SelectionText;
+use aisp_engine::{DeviceChoice, EngineError};
 use bench_client::{Slo, hourly_price};
 use clap::Args;
 use serde_json::json;
@@ -25,13 +26,16 @@ use crate::{LabError, artifacts, machine, report};
 pub struct AbArgs {
     /// The stack to compare with: none, exact, all, NAME,NAME or all,-NAME
     #[arg(long, value_name = "SET", default_value = "none")]
-    a: Selection,
+    a: SelectionText,
     /// The stack to look at
     #[arg(long, value_name = "SET", default_value = "all")]
-    b: Selection,
+    b: SelectionText,
     /// Built-in name, folder, .gguf file, hub id or dummy:SHAPE
     #[arg(long, default_value = "")]
     model: String,
+    /// Where engines run: cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: DeviceChoice,
     /// Lengths of prompts and answers
     #[arg(long, value_enum, default_value_t = AbWorkload::Mixed)]
     workload: AbWorkload,
@@ -71,8 +75,10 @@ impl AbArgs {
         if self.http {
             find_binary(self.server.as_deref())?;
         }
-        let context = LabContext { server: self.server.clone(), ..parsed_context(&self.model, self.seed)? };
+        let context =
+            LabContext { server: self.server.clone(), device: self.device, ..parsed_context(&self.model, self.seed)? };
         let manifest = machine::manifest(self.config(&context.model.to_string()), self.seed);
+        let manifest = machine::on_device(manifest, self.device)?;
         if manifest.build != "release" {
             eprintln!("a debug build: figures mean nothing; use cargo run --release -p aisp");
         }
@@ -115,7 +121,8 @@ impl AbArgs {
         let engine = EngineSettings { slo, hourly_rate, ..EngineSettings::default() };
         let front = if self.http { Front::Http } else { Front::InProcess };
         let settings = AbSettings { workload: self.workload, engine };
-        Ok(AbLab { a: self.a.clone(), b: self.b.clone(), front, settings })
+        let stack = |text: &SelectionText| text.on(self.device.kind()).map_err(EngineError::from);
+        Ok(AbLab { a: stack(&self.a)?, b: stack(&self.b)?, front, settings })
     }
 
     fn config(&self, model: &str) -> BTreeMap<String, serde_json::Value> {
@@ -123,6 +130,7 @@ impl AbArgs {
             ("a", json!(self.a.to_string())),
             ("b", json!(self.b.to_string())),
             ("model", json!(model)),
+            ("device", json!(self.device.to_string())),
             ("workload", json!(format!("{:?}", self.workload).to_lowercase())),
             ("http", json!(self.http)),
             ("goodput", json!(self.goodput)),

@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use aisp_engine::Selection;
+use aisp_engine::optimizations::SelectionText;
+use aisp_engine::{DeviceChoice, EngineError};
 use clap::Args;
 
 use super::bench::{Folders, parsed_context};
 use super::output::print_line;
 use crate::ab::AbWorkload;
+use crate::lab::LabContext;
 use crate::labs::EngineSettings;
 use crate::trace::{TraceSettings, phases, record, table};
 use crate::{LabError, artifacts, machine};
@@ -21,7 +23,10 @@ pub struct TraceArgs {
     model: String,
     /// Optimizations: none, exact, all, NAME,NAME or all,-NAME
     #[arg(long, value_name = "SET", default_value = "all")]
-    optimizations: Selection,
+    optimizations: SelectionText,
+    /// Where the engine runs: cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: DeviceChoice,
     /// Lengths of prompts and answers
     #[arg(long, value_enum, default_value_t = AbWorkload::Mixed)]
     workload: AbWorkload,
@@ -46,8 +51,9 @@ impl TraceArgs {
         if self.steps == 0 {
             return Err(LabError::Input("--steps 0 records nothing: give 1 or more".into()));
         }
-        let context = parsed_context(&self.model, self.seed)?;
-        let (selection, mix) = (self.optimizations, self.workload.mix());
+        let context = LabContext { device: self.device, ..parsed_context(&self.model, self.seed)? };
+        let selection = self.optimizations.on(self.device.kind()).map_err(EngineError::from)?;
+        let mix = self.workload.mix();
         let engine = EngineSettings::default();
         let trace = record(&context, &TraceSettings { selection, mix, engine, max_steps: self.steps })?;
         let ceilings = artifacts::read_ceilings(&self.folders.artifacts, &machine::device())?;

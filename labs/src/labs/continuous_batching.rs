@@ -20,14 +20,20 @@ impl Lab for ContinuousBatchingLab {
             summary: "requests join the running batch instead of waiting for all of it, 64 answers of 16 to 512 tokens"
                 .into(),
             goal: Goal::Throughput,
-            tags: vec!["engine".into()],
+            tags: vec!["engine".into(), "cuda".into()],
             tolerance: tolerance(Exactness::SameTokens),
         }
     }
 
     fn prepare(&self, context: &LabContext) -> Result<Box<dyn Experiment>, LabError> {
         // All else is fast in both arms: only the scheduler differs, and nothing slow hides it.
-        let rest = [Optimization::FusedOps, Optimization::KvF16, Optimization::PinnedPool, Optimization::FastSampler];
+        let rest = [
+            Optimization::FusedOps,
+            Optimization::KvF16,
+            Optimization::CudaGraphs,
+            Optimization::PinnedPool,
+            Optimization::FastSampler,
+        ];
         let with = Selection::closed(rest.into_iter().chain([Optimization::ContinuousBatching]));
         let arms = vec![
             EngineArm { name: "static".into(), selection: Selection::closed(rest) },

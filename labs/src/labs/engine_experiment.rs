@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use aisp_engine::optimizations::Exactness;
-use aisp_engine::{Engine, ModelSource, Optimization, Selection};
+use aisp_engine::{Engine, Optimization, Selection};
 use bench_client::{Cost, Slo, TokenTotals};
 
 use super::requests::{Answers, RequestMix, RequestSet, Served};
@@ -67,7 +67,7 @@ pub struct EngineArm {
 
 /// Engines over one workload.
 pub struct EngineExperiment {
-    model: ModelSource,
+    context: LabContext,
     requests: RequestSet,
     settings: EngineSettings,
     kv_cache_bytes: u64,
@@ -133,19 +133,24 @@ impl EngineExperiment {
         settings: EngineSettings,
         arms: Vec<EngineArm>,
     ) -> Result<Self, LabError> {
-        let probe = Engine::builder().model(context.model.clone()).optimizations(Selection::none());
-        let probe = probe.max_model_len(Some(settings.max_model_len)).max_num_seqs(1).build()?;
+        let mut arms = arms;
+        for arm in &mut arms {
+            arm.selection = context.on_device(&arm.selection)?;
+        }
+        let probe = context.probe().max_model_len(Some(settings.max_model_len)).max_num_seqs(1).build()?;
         let info = probe.model_info();
         let kv_bytes_per_token = info.kv_cache_bytes / info.num_kv_slots.max(1) as u64;
         let mut requests = RequestSet::draw(mix(info.num_parameters), &probe, context.seed)?;
         if settings.common_beginning {
             requests.begin_alike();
         }
-        let selections: Vec<Selection> = arms.iter().map(|arm| arm.selection.clone()).collect();
-        requests.with_prompt_logprobs = !loosest(&selections).is_lossless();
+        // What all arms share rounds the same in all of them.
+        let shared = |switch: &Optimization| arms.iter().all(|arm| arm.selection.contains(*switch));
+        let differing = arms.iter().flat_map(|arm| arm.selection.iter()).filter(|switch| !shared(switch));
+        requests.with_prompt_logprobs = !differing.map(|o| o.spec().exactness).all(Exactness::is_lossless);
         Ok(Self {
             fingerprint: requests.fingerprint(&context.model.to_string()),
-            model: context.model.clone(),
+            context: context.clone(),
             requests,
             settings,
             kv_cache_bytes: kv_bytes_per_token * settings.num_kv_tokens as u64,
@@ -157,7 +162,7 @@ impl EngineExperiment {
 
 impl Experiment for EngineExperiment {
     fn workload(&self) -> Workload {
-        self.requests.workload(&self.model.to_string())
+        self.requests.workload(&self.context.model.to_string())
     }
 
     fn arms(&self) -> Vec<ArmSpec> {
@@ -165,9 +170,9 @@ impl Experiment for EngineExperiment {
     }
 
     fn set_up(&mut self, arm: usize) -> Result<(), LabError> {
-        let engine = Engine::builder()
-            .model(self.model.clone())
-            .optimizations(self.arms[arm].selection.clone())
+        let engine = self
+            .context
+            .engine(self.arms[arm].selection.clone())
             .dequantize(self.settings.dense_weights)
             .max_num_seqs(self.settings.max_num_seqs)
             .max_num_batched_tokens(self.settings.max_num_batched_tokens)

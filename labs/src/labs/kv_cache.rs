@@ -142,7 +142,14 @@ fn step_input(placement: KvPlacement, start: usize, len: usize) -> StepInput {
         copies: Vec::new(),
         token_ids: vec![0; len],
         positions: (start as u32..(start + len) as u32).collect(),
-        sequences: vec![SequenceInput { id: RequestId(0), rows: 0..len, query_start: start, placement, logits: 0..1 }],
+        sequences: vec![SequenceInput {
+            id: RequestId(0),
+            rows: 0..len,
+            query_start: start,
+            placement,
+            logits: 0..1,
+            greedy: false,
+        }],
         logit_rows: vec![len as u32 - 1],
     }
 }

@@ -15,7 +15,7 @@ mod start;
 mod switches;
 mod training;
 
-use aisp_engine::Optimization;
+use aisp_engine::{DeviceKind, Optimization};
 
 pub use engine_experiment::{
     EngineArm, EngineExperiment, EngineSettings, engaged, loosest, metrics, mixed_requests, scaled, tolerance,
@@ -23,7 +23,7 @@ pub use engine_experiment::{
 pub use requests::{Answers, Latency, PlannedRequest, RequestMix, RequestSet, Served};
 
 use crate::LabError;
-use crate::lab::Lab;
+use crate::lab::{Lab, LabInfo};
 
 /// Every lab, in the order of a full run; the switches' labs come from the engine's registry.
 pub fn all() -> Vec<Box<dyn Lab>> {
@@ -58,6 +58,19 @@ pub fn matching(targets: &[String]) -> Result<Vec<Box<dyn Lab>>, LabError> {
     }
     let wanted = |id: &str| targets.iter().any(|target| names(target, id));
     Ok(all().into_iter().filter(|lab| wanted(&lab.info().id)).collect())
+}
+
+/// Those of [`matching`] that run on a device: on a GPU the labs tagged so.
+///
+/// Errors: as [`matching`].
+pub fn matching_on(targets: &[String], device: DeviceKind) -> Result<Vec<Box<dyn Lab>>, LabError> {
+    let tag = device.to_string();
+    let applies = |info: &LabInfo| {
+        let switch = info.id.strip_prefix("switch:").and_then(Optimization::by_name);
+        let switch_applies = switch.is_none_or(|switch| switch.spec().devices.include(device));
+        switch_applies && (device == DeviceKind::Cpu || info.tags.contains(&tag))
+    };
+    Ok(matching(targets)?.into_iter().filter(|lab| applies(&lab.info())).collect())
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! A lab for every switch in the registry, generated: its prerequisites alone against the same with it. Bookkeeping is
 //! measured over the fast kernels, where it is the larger part of a step.
 
-use aisp_engine::optimizations::{Devices, Saving, Slot};
-use aisp_engine::{Optimization, Selection};
+use aisp_engine::optimizations::{Saving, Slot};
+use aisp_engine::{DeviceKind, Optimization, Selection};
 
 use super::engine_experiment::{EngineArm, EngineExperiment, EngineSettings, mixed_requests, tolerance};
 use super::requests::{Answers, RequestMix};
@@ -17,16 +17,24 @@ pub struct SwitchLab(pub Optimization);
 
 impl SwitchLab {
     /// The switch without and with it.
-    fn arms(self) -> Vec<EngineArm> {
+    fn arms(self, device: DeviceKind) -> Vec<EngineArm> {
         let spec = self.0.spec();
-        let kernels: &[Optimization] = match (self.0, spec.devices) {
+        let kernels: &[Optimization] = match (self.0, spec.slot, device) {
             // What the others' kernels require is measured without them.
-            (Optimization::PagedKv, _) => &[Optimization::ContinuousBatching, Optimization::FastLinear],
-            (_, Devices::All) => &[Optimization::FusedOps, Optimization::PinnedPool],
-            (_, _) => &[],
+            (Optimization::PagedKv, _, DeviceKind::Cpu) => {
+                &[Optimization::ContinuousBatching, Optimization::FastLinear]
+            }
+            (Optimization::PagedKv, _, DeviceKind::Cuda) => &[Optimization::ContinuousBatching],
+            (_, Slot::Scheduler | Slot::Prefill | Slot::PrefixReuse | Slot::Sampler, DeviceKind::Cpu) => {
+                &[Optimization::FusedOps, Optimization::PinnedPool]
+            }
+            (_, Slot::Scheduler | Slot::Prefill | Slot::PrefixReuse | Slot::Sampler, DeviceKind::Cuda) => {
+                &[Optimization::FusedOps, Optimization::CudaGraphs]
+            }
+            (_, _, _) => &[],
         };
-        let without = Selection::closed(spec.requires.iter().chain(kernels).copied());
-        let with = Selection::closed(without.iter().chain([self.0]));
+        let with = Selection::closed_on(device, kernels.iter().copied().chain([self.0]));
+        let without = with.without(self.0);
         vec![
             EngineArm { name: spec.baseline.to_owned(), selection: without },
             EngineArm { name: spec.name.to_owned(), selection: with },
@@ -47,7 +55,10 @@ impl Lab for SwitchLab {
             } else {
                 Goal::Memory
             },
-            tags: vec![spec.slot.to_string()],
+            tags: match spec.slot {
+                Slot::Loading => vec![spec.slot.to_string()],
+                slot => vec![slot.to_string(), "cuda".into()],
+            },
             tolerance: tolerance(spec.exactness),
         }
     }
@@ -64,11 +75,16 @@ impl Lab for SwitchLab {
             let (max_num_seqs, max_model_len) = (8, 576);
             let num_kv_tokens = max_num_seqs * max_model_len;
             let settings = EngineSettings { max_num_seqs, max_model_len, num_kv_tokens, ..EngineSettings::default() };
-            return Ok(Box::new(EngineExperiment::new(context, unknown_lengths, settings, self.arms())?));
+            return Ok(Box::new(EngineExperiment::new(
+                context,
+                unknown_lengths,
+                settings,
+                self.arms(context.device.kind()),
+            )?));
         }
         let settings =
             EngineSettings { dense_weights, common_beginning, max_num_batched_tokens, ..EngineSettings::default() };
-        let experiment = EngineExperiment::new(context, mixed_requests, settings, self.arms())?;
+        let experiment = EngineExperiment::new(context, mixed_requests, settings, self.arms(context.device.kind()))?;
         Ok(Box::new(experiment))
     }
 }

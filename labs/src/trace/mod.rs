@@ -65,7 +65,7 @@ pub struct Trace {
 ///
 /// Errors: a model that cannot be loaded, a step that fails.
 pub fn record(context: &LabContext, settings: &TraceSettings) -> Result<Trace, LabError> {
-    let engine = Engine::builder().model(context.model.clone()).optimizations(settings.selection.clone());
+    let engine = context.engine(settings.selection.clone());
     let engine = engine.max_num_seqs(settings.engine.max_num_seqs).max_model_len(Some(settings.engine.max_model_len));
     let mut engine = engine.build()?;
     let model = engine.model_info().clone();

@@ -17,7 +17,7 @@ mod whatif;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use aisp_engine::EngineError;
+use aisp_engine::{DeviceChoice, EngineError};
 use clap::{Args, Subcommand};
 
 use crate::lab::LabContext;
@@ -71,6 +71,9 @@ pub struct Targets {
     /// The model of labs that need one: built-in name, folder, .gguf file, hub id or dummy:SHAPE
     #[arg(long, default_value = "")]
     pub model: String,
+    /// Where engines run: cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: DeviceChoice,
     /// Feeds every draw
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -83,7 +86,8 @@ pub struct Targets {
 ///
 /// Errors: a model that does not exist.
 fn context(targets: &Targets) -> Result<LabContext, LabError> {
-    Ok(LabContext { server: targets.server.clone(), ..parsed_context(&targets.model, targets.seed)? })
+    let (server, device) = (targets.server.clone(), targets.device);
+    Ok(LabContext { server, device, ..parsed_context(&targets.model, targets.seed)? })
 }
 
 /// A context that Ctrl-C ends.
@@ -91,7 +95,7 @@ fn context(targets: &Targets) -> Result<LabContext, LabError> {
 /// Errors: a model that does not exist.
 pub(crate) fn parsed_context(model: &str, seed: u64) -> Result<LabContext, LabError> {
     let model = model.parse().map_err(EngineError::from)?;
-    Ok(LabContext { model, seed, server: None, stop: Stop::on_ctrl_c()? })
+    Ok(LabContext { model, seed, stop: Stop::on_ctrl_c()?, ..LabContext::default() })
 }
 
 impl Bench {

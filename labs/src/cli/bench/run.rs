@@ -78,8 +78,9 @@ impl Run {
     /// Errors: a lab that cannot run, files that cannot be written.
     pub fn run(self) -> Result<ExitCode, LabError> {
         let context = context(&self.targets)?;
-        let found = labs::matching(&self.targets.targets)?;
+        let found = labs::matching_on(&self.targets.targets, context.device.kind())?;
         let manifest = machine::manifest(self.config(&context.model.to_string()), self.targets.seed);
+        let manifest = machine::on_device(manifest, context.device)?;
         if manifest.build != "release" {
             eprintln!("a debug build: figures mean nothing; use cargo run --release -p aisp");
         }
@@ -116,6 +117,7 @@ impl Run {
                 "--targets".to_owned(),
                 self.targets.targets.join(","),
                 format!("--model={}", self.targets.model),
+                format!("--device={}", self.targets.device),
             ]);
             let (again, ceilings) = (Vec::from_iter(again), harness.config.ceilings.as_ref());
             print(&profile(self.profile, &harness.context, ceilings, &dir, &again)?)?;
@@ -131,6 +133,7 @@ impl Run {
         let entries = [
             ("targets", json!(self.targets.targets)),
             ("model", json!(model)),
+            ("device", json!(self.targets.device.to_string())),
             ("iterations", json!(self.sampling.iterations)),
             ("warmup", json!(self.sampling.warmup)),
             ("max_seconds", json!(self.sampling.max_seconds)),

@@ -1,0 +1,457 @@
+//! The same decoder on the GPU: packed QKV and gate-up, norms inside the products that need them, all results in a
+//! workspace that is allocated once. Reads top-down.
+//!
+//! A step is a series of launches whose addresses and shapes follow from its [`StepShape`] alone, so that it can be
+//! recorded. Rows are computed 64 at a time by kernels whose bits do not depend on how many there are; with cuBLASLt,
+//! steps of many rows are computed whole.
+
+use std::sync::Arc;
+
+use aisp_kernels::cuda::{
+    CudaKv, DecodeAttention, DeviceBuffer, DeviceSlice, DeviceWeight, Event, Gemm, GemmOutput, GemmScratch, Gpu,
+    LINEAR_MAX_ROWS, LinearInput, LinearOutput, PrefillAttention, Rope, RopeNorms, Rows, WeightFormat,
+};
+
+use super::config::ModelConfig;
+use super::cuda_weights::CudaTake;
+use super::cuda_workspace::{StepAddresses, Workspace};
+use super::rope_frequencies::rope_frequencies;
+use super::take::PackedWeights;
+use super::weights::Weights;
+use crate::error::EngineError;
+use crate::plan::{Plan, ProductsKind, WeightKind};
+use crate::runner::StepShape;
+
+const FLUSH: (&str, &str) = ("timing matrix products", "--gpu-memory-utilization");
+const ROPE: (&str, &str) = ("the rotary table", "--max-model-len");
+
+/// Numbers of rows that cuBLASLt's algorithms are timed for.
+const TIMED_ROWS: [usize; 8] = [16, 32, 64, 128, 256, 512, 1024, 2048];
+
+/// Steps of up to so many rows never go through cuBLASLt.
+const OWN_ROWS: usize = 8;
+
+/// Numbers of rows at which own products are timed against cuBLASLt's.
+const COMPARED_ROWS: [usize; 4] = [16, 32, 64, 128];
+
+/// Layers whose products are timed: together larger than the last cache.
+const TIMED_LAYERS: usize = 8;
+
+/// A decoder-only transformer with its weights on a GPU.
+pub struct CudaDecoder {
+    gpu: Arc<Gpu>,
+    config: ModelConfig,
+    embedding: DeviceWeight,
+    layers: Vec<Layer>,
+    norm: DeviceBuffer<f32>,
+    /// The head, unless it is the embedding.
+    lm_head: Option<DeviceWeight>,
+    rope: Rope,
+    gemms: Option<Gemms>,
+}
+
+struct Layer {
+    input_norm: DeviceBuffer<f32>,
+    qkv_proj: DeviceWeight,
+    qkv_bias: Option<DeviceBuffer<f32>>,
+    /// Weights of the norms over each head of Q and of K (Qwen3).
+    qk_norm: Option<(DeviceBuffer<f32>, DeviceBuffer<f32>)>,
+    o_proj: DeviceWeight,
+    post_attention_norm: DeviceBuffer<f32>,
+    gate_up_proj: DeviceWeight,
+    down_proj: DeviceWeight,
+}
+
+/// cuBLASLt's plans, one a shape of weights.
+struct Gemms {
+    qkv: Gemm,
+    o: Gemm,
+    gate_up: Gemm,
+    down: Gemm,
+    head: Gemm,
+    scratch: GemmScratch,
+    /// Steps of more rows use these plans.
+    above_rows: usize,
+}
+
+impl CudaDecoder {
+    /// Assembles the decoder and brings its tensors to the device. Positions reach up to `max_model_len`.
+    ///
+    /// Errors: a tensor that is missing or does not fit the config; a shape that the kernels do not take; out of memory.
+    pub fn new(
+        gpu: &Arc<Gpu>,
+        config: &ModelConfig,
+        weights: &mut Weights,
+        plan: &Plan,
+        max_model_len: usize,
+    ) -> Result<(Self, PackedWeights), EngineError> {
+        check_shape(config)?;
+        let format = match plan.weights {
+            WeightKind::Checkpoint => WeightFormat::Bf16,
+            WeightKind::Int8 => WeightFormat::Int8,
+            WeightKind::Int4 => WeightFormat::Int4,
+            WeightKind::Fp8 => WeightFormat::Fp8,
+            WeightKind::Fp4 => WeightFormat::Nvfp4,
+        };
+        let mut take = CudaTake { gpu, weights, format, packed: PackedWeights::default() };
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        // Table and head keep the checkpoint's values: with them in few bits answers lose more than time is won.
+        let embedding = take.stored(&[("model.embed_tokens", vocab)], hidden)?;
+        let lm_head = match config.tie_word_embeddings {
+            true => None,
+            false => Some(take.stored(&[("lm_head", vocab)], hidden)?),
+        };
+        let layers = (0..config.num_layers).map(|layer| Layer::new(config, layer, &mut take));
+        let layers = layers.collect::<Result<Vec<_>, _>>()?;
+        let norm = take.vector("model.norm.weight", hidden)?;
+        let held = std::iter::once(&embedding).chain(&lm_head).map(DeviceWeight::num_bytes).sum::<u64>();
+        let mut packed = take.packed;
+        packed.packed_bytes += held;
+        let rope = rope_table(gpu, config, max_model_len)?;
+        let mut decoder =
+            Self { gpu: gpu.clone(), config: config.clone(), embedding, layers, norm, lm_head, rope, gemms: None };
+        if plan.products == ProductsKind::Library {
+            decoder.gemms = Some(decoder.plan_products()?);
+        }
+        Ok((decoder, packed))
+    }
+
+    /// Its device.
+    pub fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
+    }
+
+    /// Its shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Whether steps of this shape go through cuBLASLt.
+    pub fn uses_library(&self, shape: &StepShape) -> bool {
+        self.gemms.as_ref().is_some_and(|gemms| shape.num_rows > gemms.above_rows)
+    }
+
+    /// Puts a step on the stream: stores its keys and values and leaves what the head reads in `workspace.x`.
+    ///
+    /// Errors: a workspace or tables smaller than the shape; a failed launch.
+    pub fn forward(
+        &self,
+        shape: &StepShape,
+        at: &StepAddresses<'_>,
+        kv: &CudaKv,
+        w: &Workspace,
+    ) -> Result<(), EngineError> {
+        let (rows, config) = (shape.num_rows, &self.config);
+        let first = self.layers.first().map_or(&self.norm, |layer| &layer.input_norm);
+        self.gpu.embedding(&self.embedding, at.token_ids, rows, w.residual.all(), w.next_norm(0, first))?;
+        let library = self.gemms.as_ref().filter(|_| self.uses_library(shape));
+        if library.is_some() {
+            self.gpu.rms_norm(w.residual.all(), first, self.eps(), rows, w.x.all())?;
+        }
+        for (index, layer) in self.layers.iter().enumerate() {
+            let next_norm = self.layers.get(index + 1).map_or(&self.norm, |next| &next.input_norm);
+            self.qkv(rows, layer, library, w)?;
+            let norms = layer.qk_norm.as_ref().map(|(q, k)| RopeNorms { q, k, eps: self.eps() });
+            let tables = (at.positions, at.slots);
+            self.gpu.rope_store(
+                w.qkv.all(),
+                (&self.rope, norms),
+                tables,
+                rows,
+                config.num_heads,
+                kv,
+                index,
+                w.q.all(),
+            )?;
+            self.attend(shape, at, kv, index, w)?;
+            match library {
+                Some(gemms) => self.large_mlp(rows, layer, gemms, next_norm, w)?,
+                None => self.small_mlp(rows, layer, next_norm, w)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Queries, keys and values of the rows.
+    fn qkv(&self, rows: usize, layer: &Layer, library: Option<&Gemms>, w: &Workspace) -> Result<(), EngineError> {
+        match library {
+            Some(gemms) if layer.qkv_bias.is_none() => {
+                gemms.qkv.run(rows, w.x.all(), &layer.qkv_proj, &gemms.scratch, w.qkv.all())?;
+                Ok(())
+            }
+            _ => self.by_parts(rows, |start, len| {
+                let input = LinearInput { bias: layer.qkv_bias.as_ref(), ..self.normed(w, start, library.is_none()) };
+                let out = LinearOutput::F32(w.rows_of(&w.qkv, start));
+                self.gpu.linear(&layer.qkv_proj, Rows::First(len), input, out) // [T, H] -> [T, (NH + 2 KVH) * D]
+            }),
+        }
+    }
+
+    /// Output projection and feed-forward layer, 64 rows at a time.
+    fn small_mlp(
+        &self,
+        rows: usize,
+        layer: &Layer,
+        next_norm: &DeviceBuffer<f32>,
+        w: &Workspace,
+    ) -> Result<(), EngineError> {
+        self.by_parts(rows, |start, len| {
+            let input = LinearInput { x: w.rows_of(&w.attention, start), norm: None, bias: None };
+            let next = w.next_norm(start, &layer.post_attention_norm);
+            let out = LinearOutput::Residual(w.rows_of(&w.residual, start), next);
+            self.gpu.linear(&layer.o_proj, Rows::First(len), input, out) // [T, NH * D] -> [T, H]
+        })?;
+        self.by_parts(rows, |start, len| {
+            let out = LinearOutput::SiluMul(w.rows_of(&w.gated, start));
+            self.gpu.linear(&layer.gate_up_proj, Rows::First(len), self.normed(w, start, true), out) // [T, H] -> [T, I]
+        })?;
+        self.by_parts(rows, |start, len| {
+            let input = LinearInput { x: w.rows_of(&w.gated, start), norm: None, bias: None };
+            let out = LinearOutput::Residual(w.rows_of(&w.residual, start), w.next_norm(start, next_norm));
+            self.gpu.linear(&layer.down_proj, Rows::First(len), input, out) // [T, I] -> [T, H]
+        })
+    }
+
+    /// The same by cuBLASLt.
+    fn large_mlp(
+        &self,
+        rows: usize,
+        layer: &Layer,
+        gemms: &Gemms,
+        next_norm: &DeviceBuffer<f32>,
+        w: &Workspace,
+    ) -> Result<(), EngineError> {
+        let scratch = &gemms.scratch;
+        gemms.o.run(rows, w.attention.all(), &layer.o_proj, scratch, w.delta.all())?;
+        let norm = (&layer.post_attention_norm, self.eps());
+        self.gpu.residual_rms_norm(w.residual.all(), w.delta.all(), norm, rows, w.x.all())?;
+        gemms.gate_up.run(rows, w.x.all(), &layer.gate_up_proj, scratch, w.gate_up.all())?;
+        self.gpu.silu_mul(w.gate_up.all(), rows, self.config.intermediate_size, w.gated.all())?;
+        gemms.down.run(rows, w.gated.all(), &layer.down_proj, scratch, w.delta.all())?;
+        self.gpu.residual_rms_norm(w.residual.all(), w.delta.all(), (next_norm, self.eps()), rows, w.x.all())?;
+        Ok(())
+    }
+
+    /// Logits of rows that a table on the device lists, at most [`LINEAR_MAX_ROWS`] at a time; or of all rows in order.
+    ///
+    /// Shapes: `out [num_logits, vocab_size]`.
+    /// Errors: as [`CudaDecoder::forward`].
+    pub fn head(
+        &self,
+        shape: &StepShape,
+        (rows, num_logits): (DeviceSlice<'_, i32>, usize),
+        w: &Workspace,
+        out: DeviceSlice<'_, f32>,
+    ) -> Result<(), EngineError> {
+        let library = self.uses_library(shape);
+        let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
+        match &self.gemms {
+            // Of a step of decodes every row is wanted, in order.
+            Some(gemms) if library && shape.is_decode() && num_logits == shape.num_rows => {
+                gemms.head.run(num_logits, w.x.all(), head, &gemms.scratch, out)?;
+                Ok(())
+            }
+            _ => self.by_parts(num_logits, |start, len| {
+                let listed = Rows::Listed(rows.from(start), len);
+                let logits = LinearOutput::F32(out.from(start * self.config.vocab_size));
+                self.gpu.linear(head, listed, self.normed(w, 0, !library), logits) // [R, H] -> [R, V]
+            }),
+        }
+    }
+
+    fn attend(
+        &self,
+        shape: &StepShape,
+        at: &StepAddresses<'_>,
+        kv: &CudaKv,
+        layer: usize,
+        w: &Workspace,
+    ) -> Result<(), EngineError> {
+        let (num_heads, sliding_window) = (self.config.num_heads, self.config.sliding_window);
+        if shape.num_decodes > 0 {
+            let call = DecodeAttention {
+                q: w.q.all(),
+                out: w.attention.all(),
+                block_tables: at.block_tables,
+                max_blocks: shape.max_blocks(),
+                context_lens: at.context_lens,
+                num_seqs: shape.num_decodes,
+                num_heads,
+                max_context_len: shape.max_context_len,
+                sliding_window,
+                workspace: w.decode.all(),
+            };
+            self.gpu.decode_attention(kv, layer, call)?;
+        }
+        if shape.num_prefills > 0 {
+            let call = PrefillAttention {
+                q: w.rows_of(&w.q, shape.num_decodes),
+                out: w.rows_of(&w.attention, shape.num_decodes),
+                block_tables: at.prefill_block_tables,
+                max_blocks: shape.max_blocks(),
+                cu_seqlens_q: at.cu_seqlens,
+                context_lens: at.prefill_context_lens,
+                num_tokens: shape.num_rows - shape.num_decodes,
+                num_seqs: shape.num_prefills,
+                max_query_len: shape.max_query_len,
+                num_heads,
+                sliding_window,
+            };
+            self.gpu.prefill_attention(kv, layer, call)?;
+        }
+        Ok(())
+    }
+
+    /// Rows of `x` from `start` on, with the division by their norm still to be done if `raw`.
+    fn normed<'a>(&self, w: &'a Workspace, start: usize, raw: bool) -> LinearInput<'a> {
+        let norm = raw.then(|| (w.rows_of(&w.sumsq, start), self.eps()));
+        LinearInput { x: w.rows_of(&w.x, start), norm, bias: None }
+    }
+
+    fn by_parts(
+        &self,
+        rows: usize,
+        part: impl Fn(usize, usize) -> Result<(), aisp_kernels::cuda::CudaError>,
+    ) -> Result<(), EngineError> {
+        for start in (0..rows).step_by(LINEAR_MAX_ROWS) {
+            part(start, LINEAR_MAX_ROWS.min(rows - start))?;
+        }
+        Ok(())
+    }
+
+    fn eps(&self) -> f32 {
+        self.config.rms_norm_eps as f32
+    }
+
+    fn plan_products(&self) -> Result<Gemms, EngineError> {
+        let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
+        let Some(layer) = self.layers.first() else {
+            return Err(EngineError::Runner("a model without layers".into()));
+        };
+        let all = [&layer.qkv_proj, &layer.o_proj, &layer.gate_up_proj, &layer.down_proj, head];
+        let expanded = all.iter().filter(|weight| weight.format() != WeightFormat::Bf16);
+        let most = expanded.map(|weight| weight.out_features() * weight.in_features()).max().unwrap_or(0);
+        let plan =
+            |weight: &DeviceWeight, output| Gemm::new(&self.gpu, weight.out_features(), weight.in_features(), output);
+        Ok(Gemms {
+            qkv: plan(&layer.qkv_proj, GemmOutput::F32)?,
+            o: plan(&layer.o_proj, GemmOutput::F32)?,
+            gate_up: plan(&layer.gate_up_proj, GemmOutput::Bf16)?,
+            down: plan(&layer.down_proj, GemmOutput::F32)?,
+            head: plan(head, GemmOutput::F32)?,
+            scratch: GemmScratch::new(&self.gpu, most)?,
+            above_rows: OWN_ROWS,
+        })
+    }
+
+    /// Times cuBLASLt's algorithms on the buffers that steps use, and the fastest against own products: which of the two
+    /// computes a step is decided here, once.
+    ///
+    /// Errors: a product that failed.
+    pub fn time_products(&mut self, w: &Workspace, logits: &DeviceBuffer<f32>) -> Result<(), EngineError> {
+        let (Some(gemms), Some(layer)) = (&mut self.gemms, self.layers.first()) else { return Ok(()) };
+        let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
+        let Gemms { qkv, o, gate_up, down, head: head_gemm, scratch, .. } = gemms;
+        // In a step no weight is in the cache.
+        let flush = DeviceBuffer::<u8>::zeroed(&self.gpu, 2 * self.gpu.info().l2_bytes, FLUSH)?;
+        for rows in TIMED_ROWS.into_iter().filter(|rows| *rows <= w.max_rows) {
+            qkv.tune(rows, w.x.all(), &layer.qkv_proj, scratch, w.qkv.all(), flush.all())?;
+            o.tune(rows, w.attention.all(), &layer.o_proj, scratch, w.delta.all(), flush.all())?;
+            gate_up.tune(rows, w.x.all(), &layer.gate_up_proj, scratch, w.gate_up.all(), flush.all())?;
+            down.tune(rows, w.gated.all(), &layer.down_proj, scratch, w.delta.all(), flush.all())?;
+            if rows * self.config.vocab_size <= logits.len() {
+                head_gemm.tune(rows, w.x.all(), head, scratch, logits.all(), flush.all())?;
+            }
+        }
+        let mut above_rows = OWN_ROWS;
+        for rows in COMPARED_ROWS.into_iter().filter(|rows| *rows <= w.max_rows) {
+            if self.time_layers(rows, None, w)? <= self.time_layers(rows, self.gemms.as_ref(), w)? {
+                above_rows = rows;
+            }
+        }
+        if let Some(gemms) = &mut self.gemms {
+            gemms.above_rows = above_rows;
+        }
+        Ok(())
+    }
+
+    /// Milliseconds that the products of some layers take.
+    fn time_layers(&self, rows: usize, library: Option<&Gemms>, w: &Workspace) -> Result<f32, EngineError> {
+        let (start, end) = (Event::new(&self.gpu)?, Event::new(&self.gpu)?);
+        // The first pass warms up.
+        for _ in 0..2 {
+            start.record()?;
+            for layer in self.layers.iter().take(TIMED_LAYERS) {
+                self.qkv(rows, layer, library, w)?;
+                match library {
+                    Some(gemms) => self.large_mlp(rows, layer, gemms, &self.norm, w)?,
+                    None => self.small_mlp(rows, layer, &self.norm, w)?,
+                }
+            }
+            end.record()?;
+        }
+        Ok(end.ms_since(&start)?)
+    }
+}
+
+impl Layer {
+    fn new(config: &ModelConfig, index: usize, take: &mut CudaTake<'_>) -> Result<Self, EngineError> {
+        let name = |part: &str| format!("model.layers.{index}.{part}");
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let (q_size, kv_size) = (config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim);
+        let (q, k, v) = (name("self_attn.q_proj"), name("self_attn.k_proj"), name("self_attn.v_proj"));
+        let biases = [(format!("{q}.bias"), q_size), (format!("{k}.bias"), kv_size), (format!("{v}.bias"), kv_size)];
+        let biases = biases.each_ref().map(|(name, len)| (name.as_str(), *len));
+        let qkv_bias = if config.qkv_bias { Some(take.vectors(&biases)?) } else { None };
+        let qk_norm = match config.qk_norm {
+            true => Some((
+                take.vector(&name("self_attn.q_norm.weight"), config.head_dim)?,
+                take.vector(&name("self_attn.k_norm.weight"), config.head_dim)?,
+            )),
+            false => None,
+        };
+        let qkv = [(q.as_str(), q_size), (k.as_str(), kv_size), (v.as_str(), kv_size)];
+        let (gate, up) = (name("mlp.gate_proj"), name("mlp.up_proj"));
+        Ok(Self {
+            input_norm: take.vector(&name("input_layernorm.weight"), hidden)?,
+            qkv_proj: take.projection(&qkv, hidden)?,
+            qkv_bias,
+            qk_norm,
+            o_proj: take.projection(&[(&name("self_attn.o_proj"), hidden)], q_size)?,
+            post_attention_norm: take.vector(&name("post_attention_layernorm.weight"), hidden)?,
+            gate_up_proj: take.projection(&[(&gate, inner), (&up, inner)], hidden)?,
+            down_proj: take.projection(&[(&name("mlp.down_proj"), hidden)], inner)?,
+        })
+    }
+}
+
+/// What the kernels ask of a shape.
+fn check_shape(config: &ModelConfig) -> Result<(), EngineError> {
+    let sizes = [
+        ("hidden_size", config.hidden_size, 16),
+        ("intermediate_size", config.intermediate_size, 16),
+        ("head_dim", config.head_dim, 16),
+        ("vocab_size", config.vocab_size, 16),
+    ];
+    let wrong = sizes.into_iter().find(|(_, size, of)| !size.is_multiple_of(*of));
+    let wrong = wrong.map(|(name, size, of)| format!("{name} is {size}, no multiple of {of}"));
+    let wide = (config.head_dim > 256).then(|| format!("head_dim is {}, above 256", config.head_dim));
+    match wrong.or(wide) {
+        None => Ok(()),
+        Some(problem) => {
+            let message = format!("has no CUDA kernels for this model: {problem}; choose `--optimizations exact`");
+            Err(EngineError::InvalidSetting { name: "fused-ops", message })
+        }
+    }
+}
+
+fn rope_table(gpu: &Arc<Gpu>, config: &ModelConfig, num_positions: usize) -> Result<Rope, EngineError> {
+    let frequencies = rope_frequencies(config);
+    let angles = (0..num_positions).flat_map(|position| frequencies.iter().map(move |f| position as f64 * f));
+    let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip();
+    Ok(Rope {
+        cos: DeviceBuffer::of(gpu, &cos, ROPE)?,
+        sin: DeviceBuffer::of(gpu, &sin, ROPE)?,
+        style: config.rope_style,
+    })
+}

@@ -1,0 +1,149 @@
+//! What a step on the GPU computes in: allocated once for the largest step.
+
+use std::sync::Arc;
+
+use aisp_kernels::cuda::{CudaError, DeviceBuffer, DeviceSlice, Gpu, NextNorm, decode_workspace_bytes};
+use bytemuck::Pod;
+use half::bf16;
+
+use super::config::ModelConfig;
+use crate::runner::TableLayout;
+
+const WORKSPACE: (&str, &str) = ("the workspace", "--max-num-batched-tokens or --max-model-len");
+
+/// Values of a row that share a sum of squares.
+const SUMSQ_WIDTH: usize = 16;
+
+/// What a workspace is sized for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkspaceSize {
+    /// Tokens in a step, padding included.
+    pub max_rows: usize,
+    /// Sequences in a step, padding included.
+    pub max_sequences: usize,
+    /// Tokens of a sequence.
+    pub max_context_len: usize,
+    /// Whether products go through cuBLASLt, which needs a place for their results.
+    pub library: bool,
+}
+
+/// Rows of a step.
+#[derive(Debug)]
+pub struct Workspace {
+    /// Rows there is room for.
+    pub max_rows: usize,
+    /// The residual stream, `[T, H]`.
+    pub residual: DeviceBuffer<f32>,
+    /// What the next projection reads, `[T, H]`.
+    pub x: DeviceBuffer<bf16>,
+    /// Sums of squares of the residual, `[T, H / 16]`.
+    pub sumsq: DeviceBuffer<f32>,
+    /// `[T, (NH + 2 KVH) * D]`.
+    pub qkv: DeviceBuffer<f32>,
+    /// Turned queries, `[T, NH, D]`.
+    pub q: DeviceBuffer<bf16>,
+    /// `[T, NH, D]`.
+    pub attention: DeviceBuffer<bf16>,
+    /// `[T, I]`.
+    pub gated: DeviceBuffer<bf16>,
+    /// `[T, 2 I]`; for cuBLASLt.
+    pub gate_up: DeviceBuffer<bf16>,
+    /// `[T, H]`; for cuBLASLt.
+    pub delta: DeviceBuffer<f32>,
+    /// Of decode attention.
+    pub decode: DeviceBuffer<u8>,
+}
+
+impl Workspace {
+    /// Allocates it.
+    ///
+    /// Errors: out of memory, with the flags to lower.
+    pub fn new(gpu: &Arc<Gpu>, config: &ModelConfig, size: WorkspaceSize) -> Result<Self, CudaError> {
+        let rows = size.max_rows;
+        let library_rows = if size.library { rows } else { 0 };
+        let [hidden, qkv, q, inner] = widths(config);
+        let floats = |len: usize| DeviceBuffer::<f32>::zeroed(gpu, len, WORKSPACE);
+        let halves = |len: usize| DeviceBuffer::<bf16>::zeroed(gpu, len, WORKSPACE);
+        Ok(Self {
+            max_rows: rows,
+            residual: floats(rows * hidden)?,
+            x: halves(rows * hidden)?,
+            sumsq: floats(rows * hidden / SUMSQ_WIDTH)?,
+            qkv: floats(rows * qkv)?,
+            q: halves(rows * q)?,
+            attention: halves(rows * q)?,
+            gated: halves(rows * inner)?,
+            gate_up: halves(library_rows * 2 * inner)?,
+            delta: floats(library_rows * hidden)?,
+            decode: DeviceBuffer::zeroed(gpu, decode_bytes(config, size), WORKSPACE)?,
+        })
+    }
+
+    /// Bytes that it will take.
+    pub fn num_bytes(config: &ModelConfig, size: WorkspaceSize) -> u64 {
+        let [hidden, qkv, q, inner] = widths(config);
+        let library = if size.library { 4 * inner + 4 * hidden } else { 0 };
+        let row = 4 * hidden + 2 * hidden + hidden / 4 + 4 * qkv + 4 * q + 2 * inner + library;
+        (size.max_rows * row + decode_bytes(config, size)) as u64
+    }
+
+    /// Rows of one of its buffers from `start` on.
+    pub fn rows_of<'a, T: Pod>(&self, buffer: &'a DeviceBuffer<T>, start: usize) -> DeviceSlice<'a, T> {
+        let width = buffer.len() / self.max_rows;
+        buffer.slice(start * width..buffer.len())
+    }
+
+    /// Where the norm of rows from `start` on is prepared.
+    pub fn next_norm<'a>(&'a self, start: usize, weight: &'a DeviceBuffer<f32>) -> NextNorm<'a> {
+        NextNorm { weight, x: self.rows_of(&self.x, start), sumsq: self.rows_of(&self.sumsq, start) }
+    }
+}
+
+fn widths(config: &ModelConfig) -> [usize; 4] {
+    let q = config.num_heads * config.head_dim;
+    [config.hidden_size, q + 2 * config.num_kv_heads * config.head_dim, q, config.intermediate_size]
+}
+
+fn decode_bytes(config: &ModelConfig, size: WorkspaceSize) -> usize {
+    decode_workspace_bytes(size.max_sequences, config.num_heads, config.head_dim, size.max_context_len)
+}
+
+/// The tables of a step on the device.
+#[derive(Debug, Clone, Copy)]
+pub struct StepAddresses<'a> {
+    /// `[num_rows]`.
+    pub token_ids: DeviceSlice<'a, i32>,
+    /// `[num_rows]`.
+    pub positions: DeviceSlice<'a, i32>,
+    /// `[num_rows]`.
+    pub slots: DeviceSlice<'a, i32>,
+    /// `[num_logit_rows]`.
+    pub logit_rows: DeviceSlice<'a, i32>,
+    /// `[num_decodes]`.
+    pub context_lens: DeviceSlice<'a, i32>,
+    /// `[num_decodes, max_blocks]`.
+    pub block_tables: DeviceSlice<'a, i32>,
+    /// `[num_prefills]`.
+    pub prefill_context_lens: DeviceSlice<'a, i32>,
+    /// `[num_prefills + 1]`.
+    pub cu_seqlens: DeviceSlice<'a, i32>,
+    /// `[num_prefills, max_blocks]`.
+    pub prefill_block_tables: DeviceSlice<'a, i32>,
+}
+
+impl<'a> StepAddresses<'a> {
+    /// The tables of a layout in their memory.
+    pub fn new(tables: &'a DeviceBuffer<i32>, layout: TableLayout) -> Self {
+        Self {
+            token_ids: tables.slice(layout.token_ids),
+            positions: tables.slice(layout.positions),
+            slots: tables.slice(layout.slots),
+            logit_rows: tables.slice(layout.logit_rows),
+            context_lens: tables.slice(layout.context_lens),
+            block_tables: tables.slice(layout.block_tables),
+            prefill_context_lens: tables.slice(layout.prefill_context_lens),
+            cu_seqlens: tables.slice(layout.cu_seqlens),
+            prefill_block_tables: tables.slice(layout.prefill_block_tables),
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The decoder on the GPU over its block pool: tables over, a step (recorded or not), tokens or logits back.
+
+use std::collections::HashMap;
+
+use aisp_kernels::cuda::{CudaKv, DeviceBuffer, Graph, LINEAR_MAX_ROWS, PinnedBuffer, argmax_workspace_bytes};
+
+use super::cuda_tables::{StepShape, StepTables, rows_bucket};
+use super::{Logits, ModelRunner, StepInput};
+use crate::components::Engagement;
+use crate::error::EngineError;
+use crate::kv_cache::BlockCopy;
+use crate::model::{CudaDecoder, StepAddresses, Workspace};
+use crate::optimizations::Optimization;
+use crate::plan::ExecutionKind;
+
+const TABLES: (&str, &str) = ("the tables of a step", "--max-num-seqs or --max-model-len");
+const LOGITS: (&str, &str) = ("the logits", "--max-num-seqs");
+
+/// Bounds of the steps that a runner takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CudaLimits {
+    /// Tokens in a step.
+    pub max_num_tokens: usize,
+    /// Sequences in a step.
+    pub max_num_seqs: usize,
+    /// Tokens of a sequence.
+    pub max_model_len: usize,
+}
+
+impl CudaLimits {
+    /// Rows that steps come to, padding included.
+    pub fn max_rows(&self) -> usize {
+        self.max_num_tokens.max(self.max_sequences()).max(LINEAR_MAX_ROWS)
+    }
+
+    /// Sequences that steps come to, padding included.
+    pub fn max_sequences(&self) -> usize {
+        rows_bucket(self.max_num_seqs.min(self.max_num_tokens))
+    }
+
+    /// Rows of logits that are there at once.
+    pub fn max_logit_rows(&self) -> usize {
+        self.max_sequences().max(LINEAR_MAX_ROWS)
+    }
+
+    /// Bytes of what the runner allocates itself.
+    pub fn num_bytes(&self, vocab_size: usize) -> u64 {
+        let tables = StepShape::most_values(self.max_rows(), self.max_sequences(), self.max_model_len);
+        (4 * (tables + self.max_logit_rows() * vocab_size)) as u64
+    }
+}
+
+/// Runs a [`CudaDecoder`].
+pub struct CudaRunner {
+    // Graphs go first: they use the memory of the rest.
+    graphs: HashMap<StepShape, Graph>,
+    model: CudaDecoder,
+    kv: CudaKv,
+    workspace: Workspace,
+    limits: CudaLimits,
+    execution: ExecutionKind,
+    optimizations: Vec<Optimization>,
+    order: StepTables,
+    staging: PinnedBuffer<i32>,
+    tables: DeviceBuffer<i32>,
+    copies: DeviceBuffer<i32>,
+    logits: DeviceBuffer<f32>,
+    tokens: DeviceBuffer<i32>,
+    argmax: DeviceBuffer<u8>,
+    host_tokens: PinnedBuffer<i32>,
+    host_logits: PinnedBuffer<f32>,
+}
+
+impl CudaRunner {
+    /// Joins a model, a pool of its shape and a workspace; `optimizations` are those that they stand for.
+    ///
+    /// Errors: out of memory; a product that could not be timed.
+    pub fn new(
+        mut model: CudaDecoder,
+        kv: CudaKv,
+        workspace: Workspace,
+        limits: CudaLimits,
+        execution: ExecutionKind,
+        optimizations: Vec<Optimization>,
+    ) -> Result<Self, EngineError> {
+        let gpu = model.gpu().clone();
+        let vocab_size = model.config().vocab_size;
+        let most = StepShape::most_values(limits.max_rows(), limits.max_sequences(), limits.max_model_len);
+        let rows = limits.max_logit_rows();
+        let logits = DeviceBuffer::zeroed(&gpu, rows * vocab_size, LOGITS)?;
+        model.time_products(&workspace, &logits)?;
+        Ok(Self {
+            graphs: HashMap::new(),
+            kv,
+            workspace,
+            limits,
+            execution,
+            optimizations,
+            order: StepTables::default(),
+            staging: PinnedBuffer::zeroed(&gpu, most)?,
+            tables: DeviceBuffer::zeroed(&gpu, most, TABLES)?,
+            copies: DeviceBuffer::zeroed(&gpu, 2 * limits.max_num_seqs.max(LINEAR_MAX_ROWS), TABLES)?,
+            logits,
+            tokens: DeviceBuffer::zeroed(&gpu, rows, LOGITS)?,
+            argmax: DeviceBuffer::zeroed(&gpu, argmax_workspace_bytes(rows), LOGITS)?,
+            host_tokens: PinnedBuffer::zeroed(&gpu, rows)?,
+            host_logits: PinnedBuffer::zeroed(&gpu, LINEAR_MAX_ROWS * vocab_size)?,
+            model,
+        })
+    }
+
+    fn copy_blocks(&self, copies: &[BlockCopy]) -> Result<(), EngineError> {
+        for part in copies.chunks(self.copies.len() / 2) {
+            let pairs: Vec<i32> = part.iter().flat_map(|copy| [copy.from.0 as i32, copy.to.0 as i32]).collect();
+            self.copies.upload(0, &pairs)?;
+            self.model.gpu().copy_blocks(&self.kv, self.copies.all(), part.len())?;
+        }
+        Ok(())
+    }
+
+    /// The layers, and for a step of decodes its head and its most likely tokens.
+    fn ops(&self, shape: &StepShape) -> Result<(), EngineError> {
+        let at = StepAddresses::new(&self.tables, shape.layout());
+        self.model.forward(shape, &at, &self.kv, &self.workspace)?;
+        if shape.is_decode() { self.choose(shape, 0, shape.num_logit_rows) } else { Ok(()) }
+    }
+
+    /// Logits and most likely tokens of some of the rows that want them.
+    fn choose(&self, shape: &StepShape, start: usize, len: usize) -> Result<(), EngineError> {
+        let at = StepAddresses::new(&self.tables, shape.layout());
+        let rows = (at.logit_rows.from(start), len);
+        self.model.head(shape, rows, &self.workspace, self.logits.all())?;
+        let vocab_size = self.model.config().vocab_size;
+        Ok(self.model.gpu().argmax(self.logits.all(), len, vocab_size, self.tokens.all(), self.argmax.all())?)
+    }
+
+    /// Puts a step on the stream; whether it was a recorded one.
+    fn launch(&mut self, shape: &StepShape) -> Result<bool, EngineError> {
+        if self.execution == ExecutionKind::Eager || !shape.is_decode() {
+            self.ops(shape)?;
+            return Ok(false);
+        }
+        if !self.graphs.contains_key(shape) {
+            // Once without recording: libraries allocate on first use, which a recording does not allow. The step's own
+            // results are computed again below, from the same tables.
+            self.ops(shape)?;
+            self.model.gpu().synchronize()?;
+            let graph = Graph::capture(self.model.gpu(), || self.ops(shape))?;
+            self.graphs.insert(*shape, graph);
+        }
+        if let Some(graph) = self.graphs.get(shape) {
+            graph.launch()?;
+        }
+        Ok(true)
+    }
+
+    /// Brings what `len` of the wanted rows from `start` on came to: their tokens, and the logits of those that are drawn
+    /// by the host.
+    fn bring(&mut self, start: usize, len: usize, greedy: &GreedyRows, logits: &mut Logits) -> Result<(), EngineError> {
+        let vocab_size = self.model.config().vocab_size;
+        if len == 0 {
+            return Ok(());
+        }
+        self.host_tokens.copy_from(0, self.tokens.all(), len)?;
+        if greedy.all() {
+            self.model.gpu().synchronize()?;
+            for (at, &token) in self.host_tokens.values()[..len].iter().enumerate() {
+                logits.choose(start + at, token as u32);
+            }
+            return Ok(());
+        }
+        for first in (0..len).step_by(LINEAR_MAX_ROWS) {
+            let rows = LINEAR_MAX_ROWS.min(len - first);
+            self.host_logits.copy_from(0, self.logits.all().from(first * vocab_size), rows * vocab_size)?;
+            self.model.gpu().synchronize()?;
+            for (at, row) in self.host_logits.values()[..rows * vocab_size].chunks(vocab_size).enumerate() {
+                let index = start + first + at;
+                match (greedy.row(index), logits.row_mut(index)) {
+                    (false, Some(to)) => to.copy_from_slice(row),
+                    (_, _) => logits.choose(index, self.host_tokens.values()[first + at] as u32),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which of the wanted rows the device may choose for.
+struct GreedyRows(Vec<bool>);
+
+impl GreedyRows {
+    fn new(input: &StepInput) -> Self {
+        let mut rows = vec![false; input.logit_rows.len()];
+        for sequence in &input.sequences {
+            rows[sequence.logits.clone()].fill(sequence.greedy);
+        }
+        Self(rows)
+    }
+
+    fn row(&self, index: usize) -> bool {
+        self.0.get(index).copied().unwrap_or(false)
+    }
+
+    fn all(&self) -> bool {
+        self.0.iter().all(|greedy| *greedy)
+    }
+}
+
+impl ModelRunner for CudaRunner {
+    fn execute(
+        &mut self,
+        input: &StepInput,
+        logits: &mut Logits,
+        engagement: &mut Engagement,
+    ) -> Result<(), EngineError> {
+        // The engine may have moved to another thread since it was built.
+        self.model.gpu().make_current()?;
+        let greedy = GreedyRows::new(input);
+        let drawn_by_host = if greedy.all() { 0 } else { input.logit_rows.len() };
+        logits.reset(drawn_by_host, self.model.config().vocab_size);
+        let (num_rows, most) = (input.token_ids.len(), self.limits.max_rows());
+        if num_rows <= most {
+            self.part(input, 0, &greedy, logits, engagement)?;
+        } else {
+            // A whole prompt may be longer than a step's bound.
+            let mut done = 0;
+            for start in (0..num_rows).step_by(most) {
+                let part = input.part(start..(start + most).min(num_rows));
+                self.part(&part, done, &greedy, logits, engagement)?;
+                done += part.logit_rows.len();
+            }
+        }
+        engagement.add_all(&self.optimizations, input);
+        Ok(())
+    }
+}
+
+impl CudaRunner {
+    /// Computes rows that fit into the workspace; `first` of the wanted ones were done before.
+    fn part(
+        &mut self,
+        input: &StepInput,
+        first: usize,
+        greedy: &GreedyRows,
+        logits: &mut Logits,
+        engagement: &mut Engagement,
+    ) -> Result<(), EngineError> {
+        self.copy_blocks(&input.copies)?;
+        let shape = self.order.shape(input, self.limits.max_model_len);
+        self.order.fill(input, &shape, self.staging.values_mut())?;
+        self.staging.copy_to(self.tables.all(), shape.layout().len)?;
+        let recorded = self.launch(&shape)?;
+        let wanted = input.logit_rows.len();
+        if shape.is_decode() {
+            self.bring(first, wanted, greedy, logits)?;
+        } else {
+            let most = self.limits.max_logit_rows();
+            for start in (0..wanted).step_by(most) {
+                let len = most.min(wanted - start);
+                self.choose(&shape, start, len)?;
+                self.bring(first + start, len, greedy, logits)?;
+            }
+        }
+        if wanted == 0 {
+            // Nothing is brought back, but the tables may not change while they are read.
+            self.model.gpu().synchronize()?;
+        }
+        if recorded {
+            engagement.add_all(&[Optimization::CudaGraphs], input);
+        }
+        if self.model.uses_library(&shape) {
+            engagement.add_all(&[Optimization::LibraryGemm], input);
+        }
+        Ok(())
+    }
+}

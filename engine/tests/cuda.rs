@@ -1,0 +1,213 @@
+//! The GPU against the CPU: the candle baseline and the own kernels over real text, and what must be equal bit for bit.
+//! Every test needs an NVIDIA GPU: `make test-cuda`.
+#![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use aisp_engine::optimizations::LogitBound;
+use aisp_engine::{
+    DeviceChoice, DeviceKind, Engine, EngineBuilder, Optimization, Request, SamplingParams, Selection, TokenId,
+};
+use candle_core::DType;
+use support::forced::{Distance, PLAIN, Run, distance};
+use support::{Fault, LogitBits, Recorder, SMOLLM2, TEXT};
+
+const GPU: DeviceChoice = DeviceChoice::Cuda { index: 0 };
+
+fn on_gpu(model: &str) -> Run<'_> {
+    Run { device: GPU, ..Run::on_cpu(model) }
+}
+
+fn with(switches: &[Optimization]) -> Selection {
+    Selection::closed_on(DeviceKind::Cuda, switches.iter().copied().chain([Optimization::FusedOps]))
+}
+
+/// Models with the weights that both sides compute with: exact arithmetic on the CPU is f32 on these.
+fn models() -> Vec<&'static str> {
+    let fetched = Path::new(SMOLLM2).exists().then_some(SMOLLM2);
+    std::iter::once("").chain(fetched).collect()
+}
+
+fn report(name: &str, model: &str, measured: Distance) -> Distance {
+    println!("{name:24} {:28} {measured:?}", model.rsplit('/').next().unwrap());
+    measured
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: make test-cuda"]
+fn the_baseline_keeps_the_bound_of_a_kernel_in_f32() {
+    for model in models() {
+        let exact = Run { exact_weights: true, ..Run::on_cpu(model) }.forced(&Selection::none());
+        let run = Run { exact_weights: true, dtype: Some(DType::F32), ..on_gpu(model) };
+        for selection in ["none", "paged-kv"] {
+            let selection = Selection::parse_on(selection, DeviceKind::Cuda).unwrap();
+            let measured = report("baseline f32", model, distance(&exact, &run.forced(&selection)));
+            assert!(measured.within(LogitBound::KERNEL), "{model}: {measured:?}");
+        }
+    }
+}
+
+/// Own kernels hold activations between ops in bf16: they may be no further from exact arithmetic than candle in bf16.
+#[test]
+#[ignore = "needs an NVIDIA GPU: make test-cuda"]
+fn own_kernels_are_closer_to_exact_than_the_baseline_in_their_type() {
+    let chunks = Optimization::ChunkedPrefill;
+    for model in models() {
+        let exact = Run { exact_weights: true, ..Run::on_cpu(model) }.forced(&Selection::none());
+        let baseline = report("baseline bf16", model, distance(&exact, &on_gpu(model).forced(&Selection::none())));
+        for (name, max_num_batched_tokens, selection) in [
+            ("own, rows of 64", 64, with(&[chunks])),
+            ("own, one row", 1, with(&[chunks])),
+            ("own, graphs, one row", 1, with(&[chunks, Optimization::CudaGraphs])),
+            ("own, cuBLASLt", 512, with(&[chunks, Optimization::LibraryGemm])),
+        ] {
+            let run = Run { max_num_batched_tokens, ..on_gpu(model) };
+            let measured = report(name, model, distance(&exact, &run.forced(&selection)));
+            assert!(measured.mean_kl <= baseline.mean_kl / 4.0, "{name} {model}: {measured:?} against {baseline:?}");
+            assert!(measured.within(LogitBound::BF16_KERNEL), "{name} {model}: {measured:?}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: make test-cuda"]
+fn fewer_bits_keep_their_bounds() {
+    let exact = Run::on_cpu(PLAIN).forced(&Selection::none());
+    for switch in [
+        Optimization::KvFp8,
+        Optimization::WeightsInt8,
+        Optimization::WeightsInt4,
+        Optimization::WeightsFp8,
+        Optimization::WeightsFp4,
+    ] {
+        let measured = report(switch.name(), PLAIN, distance(&exact, &on_gpu(PLAIN).forced(&with(&[switch]))));
+        let bound = switch.bound_on(DeviceKind::Cuda).unwrap();
+        assert!(measured.within(bound), "{}: {measured:?} is beyond {bound:?}", switch.name());
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: make test-cuda"]
+fn a_wrong_block_is_beyond_the_bound() {
+    let exact = Run::on_cpu(PLAIN).forced(&Selection::none());
+    let run = Run { fault: Fault::OffByOneBlock, ..on_gpu(PLAIN) };
+    let measured = report("wrong block", PLAIN, distance(&exact, &run.forced(&with(&[Optimization::ChunkedPrefill]))));
+    assert!(!measured.within(LogitBound::BF16_KERNEL), "{measured:?}");
+}
+
+struct Served {
+    answers: BTreeMap<u64, Vec<TokenId>>,
+    logits: LogitBits,
+    num_preemptions: u64,
+}
+
+/// Serves prompts of many lengths at once; drawn ones bring their logits to the host, greedy ones do not.
+fn serve(selection: &Selection, prompts: &[Vec<TokenId>], temperature: f32, num_kv_slots: usize) -> Served {
+    let logits = Arc::new(Mutex::new(LogitBits::new()));
+    let mut engine = builder(selection)
+        .num_kv_slots(Some(num_kv_slots))
+        .build_around(|inner| Box::new(Recorder { inner, logits: logits.clone(), fault: Fault::None }))
+        .unwrap();
+    for prompt in prompts {
+        let params = SamplingParams { temperature, seed: Some(7), ..SamplingParams::greedy(24) };
+        engine.add_request(Request::new(prompt.clone(), params)).unwrap();
+    }
+    let mut answers: BTreeMap<u64, Vec<TokenId>> = BTreeMap::new();
+    while engine.has_unfinished() {
+        for output in engine.step().unwrap() {
+            answers.entry(output.id.0).or_default().extend(output.tokens.iter().map(|token| token.id));
+        }
+    }
+    for status in engine.optimizations().iter().filter(|status| status.name == "cuda-graphs") {
+        assert_eq!(status.engaged, selection.contains(Optimization::CudaGraphs));
+    }
+    let num_preemptions = engine.stats().scheduler.num_preemptions;
+    drop(engine);
+    Served { answers, logits: Arc::try_unwrap(logits).unwrap().into_inner().unwrap(), num_preemptions }
+}
+
+fn builder(selection: &Selection) -> EngineBuilder {
+    let builder = Engine::builder().device(GPU).optimizations(selection.clone());
+    builder.max_model_len(Some(160)).max_num_seqs(32).max_num_batched_tokens(512)
+}
+
+fn prompts(count: usize) -> Vec<Vec<TokenId>> {
+    let tokens = Engine::builder().build().unwrap().tokenizer().unwrap().encode(TEXT, false).unwrap();
+    (0..count).map(|at| tokens[17 * at..17 * at + 2 + 7 * at % 60].to_vec()).collect()
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: make test-cuda"]
+fn recorded_steps_equal_eager_ones_bit_for_bit() {
+    let join = [Optimization::ContinuousBatching, Optimization::ChunkedPrefill];
+    for (count, temperature) in [(1, 1.0), (20, 1.0), (20, 0.0)] {
+        let prompts = prompts(count);
+        let eager = serve(&with(&join), &prompts, temperature, 4096);
+        let recorded = serve(&with(&[join[0], join[1], Optimization::CudaGraphs]), &prompts, temperature, 4096);
+        assert!(eager.logits == recorded.logits, "logits differ");
+        assert_eq!(eager.answers, recorded.answers);
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: make test-cuda"]
+fn a_row_does_not_depend_on_the_rows_beside_it() {
+    let prompts = prompts(20);
+    let selection = with(&[Optimization::ContinuousBatching]);
+    let together = serve(&selection, &prompts, 1.0, 4096);
+    for at in [0, 3, 19] {
+        let alone = serve(&selection, &prompts[at..=at], 1.0, 4096);
+        assert_eq!(alone.answers[&0], together.answers[&(at as u64)]);
+        for ((_, position), bits) in &alone.logits {
+            assert!(together.logits[&(at as u64, *position)] == *bits, "request {at} differs at {position}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: make test-cuda"]
+fn the_device_chooses_the_token_that_the_host_would() {
+    let prompts = prompts(20);
+    let selection = with(&[Optimization::ContinuousBatching]);
+    let device = serve(&selection, &prompts, 0.0, 4096);
+    let mut engine = builder(&selection).build().unwrap();
+    for prompt in &prompts {
+        // Reported probabilities need the logits on the host.
+        let params = SamplingParams { logprobs: Some(0), ..SamplingParams::greedy(24) };
+        engine.add_request(Request::new(prompt.clone(), params)).unwrap();
+    }
+    let mut host: BTreeMap<u64, Vec<TokenId>> = BTreeMap::new();
+    while engine.has_unfinished() {
+        for output in engine.step().unwrap() {
+            host.entry(output.id.0).or_default().extend(output.tokens.iter().map(|token| token.id));
+        }
+    }
+    assert_eq!(device.answers, host);
+}
+
+/// What was computed as answers is computed again as prompt, by another kernel: the same to rounding, so tokens agree
+/// where the model is sure.
+#[test]
+#[ignore = "needs an NVIDIA GPU: make test-cuda"]
+fn preempted_requests_come_back_with_the_same_answers() {
+    let prompts = prompts(20);
+    let selection = with(&[Optimization::ContinuousBatching]);
+    let roomy = serve(&selection, &prompts, 0.0, 4096);
+    let tight = serve(&selection, &prompts, 0.0, 320);
+    assert!(tight.num_preemptions > 0 && roomy.num_preemptions == 0);
+    let same = roomy.answers.iter().filter(|(id, answer)| tight.answers[id] == **answer).count();
+    assert!(same >= 18, "{same} of 20 answers are the same");
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: make test-cuda"]
+fn a_cache_that_does_not_fit_says_what_to_lower() {
+    let builder = Engine::builder().device(GPU).kv_cache_memory_bytes(Some(1 << 50)).max_model_len(Some(64));
+    let message = builder.build().err().unwrap().to_string();
+    assert!(message.contains("--kv-cache-memory-bytes") && message.lines().count() == 1, "{message}");
+}

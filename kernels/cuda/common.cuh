@@ -1,0 +1,244 @@
+// What every kernel file shares: the context, launches, small arithmetic, and the place of a value in each weight format.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
+#include <cuda_runtime.h>
+
+#include "aisp_cuda.h"
+
+struct aisp_ctx {
+  int32_t device;
+  int32_t sm_count;
+  int32_t compute_capability; // 90 = sm_90
+  int32_t shared_bytes_per_block; // what a kernel may ask for
+  bool pdl;
+  void *cublaslt;      // handle of cuBLASLt, NULL without the library
+  const void *lt_api;  // its functions (gemm.cu)
+};
+
+namespace aisp {
+
+constexpr uint32_t ALL_LANES = 0xffffffffu;
+
+// Called once a context is made: raises the kernels' shared-memory limits.
+int prepare_linear(const aisp_ctx *ctx);
+int prepare_attention(const aisp_ctx *ctx);
+int prepare_gemm(aisp_ctx *ctx);
+void release_gemm(aisp_ctx *ctx);
+
+// Launches with the programmatic attribute when the context asks for it: the kernel may then start while its
+// predecessor drains, and must call pdl_wait() before it reads what that one wrote.
+template <typename... P, typename... A>
+int launch(const aisp_ctx *ctx, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, aisp_stream stream,
+           A &&...args) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = ctx->pdl ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
+}
+
+__host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+__host__ __device__ inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// -------------------------------------------------------------------------------- places of values in weight formats
+
+// Codes of quantized rows are padded to 128 values, their scales to 256, so that every row starts at 16 bytes.
+__host__ __device__ inline int64_t packed_k(int format, int64_t k) {
+  return format == AISP_BF16 || format == AISP_FP8 ? k : round_up(k, 128);
+}
+__host__ __device__ inline int64_t row_bytes(int format, int64_t k) {
+  switch (format) {
+    case AISP_BF16: return 2 * k;
+    case AISP_FP8: return k;
+    case AISP_W8G32: return packed_k(format, k);
+    default: return packed_k(format, k) / 2;
+  }
+}
+__host__ __device__ inline int64_t scale_row_bytes(int format, int64_t k) {
+  switch (format) {
+    case AISP_FP8: return 4;
+    case AISP_W8G32: return round_up(k, 256) / 32 * 2;
+    case AISP_W4G32: return round_up(k, 256) / 32 * 4;
+    case AISP_NVFP4: return round_up(k, 256) / 16;
+    default: return 0;
+  }
+}
+
+// The order of codes in a row gives each lane of a matrix fragment 16 bytes in one piece, all of whose values lie in
+// the group of scales that the fragment works on. Byte of value k in its row; for 4 bits also the nibble of the
+// 32-bit word that starts at that byte: values 2i and 2i + 1 stand 16 bits apart, so one mask takes out both.
+__host__ __device__ inline int64_t w8_byte(int64_t k) {
+  return k / 64 * 64 + k % 32 / 8 * 16 + k % 64 / 32 * 8 + k % 8;
+}
+__host__ __device__ inline int64_t w4_word(int64_t k) { return k / 128 * 64 + k % 32 / 8 * 16 + k % 128 / 32 * 4; }
+__host__ __device__ inline int64_t fp4_word(int64_t k) { return k / 8 * 4; }
+__host__ __device__ inline int nibble(int64_t k) { return (int)(k % 8 / 2 + 4 * (k & 1)); }
+
+__host__ __device__ inline float e4m3_to_float(uint8_t code) {
+  const int exponent = code >> 3 & 15, mantissa = code & 7;
+  const float magnitude = exponent ? ldexpf(1.0f + mantissa / 8.0f, exponent - 7) : ldexpf(mantissa / 8.0f, -6);
+  return code & 128 ? -magnitude : magnitude;
+}
+__host__ __device__ inline float e2m1_to_float(int code) {
+  const int exponent = code >> 1 & 3, mantissa = code & 1;
+  const float magnitude = exponent ? (1.0f + 0.5f * mantissa) * (1 << exponent) * 0.5f : 0.5f * mantissa;
+  return code & 8 ? -magnitude : magnitude;
+}
+
+#ifdef __CUDACC__
+// One value of a weight. For gathers and checks; the products read whole fragments.
+__device__ inline float weight_value(const aisp_weight &w, int64_t n, int64_t k) {
+  const uint8_t *row = static_cast<const uint8_t *>(w.data) + n * row_bytes(w.format, w.k);
+  const uint8_t *scales = static_cast<const uint8_t *>(w.scales) + n * scale_row_bytes(w.format, w.k);
+  switch (w.format) {
+    case AISP_BF16: return __bfloat162float(reinterpret_cast<const __nv_bfloat16 *>(row)[k]);
+    case AISP_FP8: return e4m3_to_float(row[k]) * *reinterpret_cast<const float *>(scales);
+    case AISP_W8G32:
+      return (float)(int8_t)row[w8_byte(k)] * __half2float(reinterpret_cast<const __half *>(scales)[k / 32]);
+    case AISP_W4G32: {
+      const uint32_t word = *reinterpret_cast<const uint32_t *>(row + w4_word(k));
+      const __half *pair = reinterpret_cast<const __half *>(scales) + k / 32 * 2;
+      return (float)(word >> 4 * nibble(k) & 15) * __half2float(pair[0]) + __half2float(pair[1]);
+    }
+    default: {
+      const uint32_t word = *reinterpret_cast<const uint32_t *>(row + fp4_word(k));
+      return e2m1_to_float(word >> 4 * nibble(k) & 15) * e4m3_to_float(scales[k / 16]) * w.tensor_scale;
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ device arithmetic
+
+// Waits until everything before this kernel in the stream is done and visible.
+__device__ inline void pdl_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// Lets the next kernel start. Called after pdl_wait(), so at most two kernels of the chain run at once.
+__device__ inline void pdl_launch() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ inline uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
+
+// 16 bytes to shared memory, past the L1; zeros when `valid` is false.
+__device__ inline void copy_async_16(uint32_t to, const void *from, bool valid) {
+  const int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+__device__ inline void copy_async_16(uint32_t to, const void *from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ inline void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int PENDING>
+__device__ inline void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+// Reads of shared memory that asynchronous copies filled. Volatile keeps them behind the waits; they clobber nothing, so
+// other loads may pass them.
+__device__ inline uint4 shared_16(uint32_t from) {
+  uint4 v;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(from));
+  return v;
+}
+__device__ inline uint32_t shared_4(uint32_t from) {
+  uint32_t v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(from));
+  return v;
+}
+
+// d[16 x 8] += a[16 x 16] b[16 x 8], bf16 with f32 sums.
+__device__ inline void mma_bf16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// The same with zeros in place of d's old values.
+__device__ inline void mma_bf16_first(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "f"(0.0f));
+}
+
+__device__ inline void ldmatrix_x4(uint32_t (&r)[4], uint32_t from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
+}
+__device__ inline void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
+}
+
+__device__ inline uint32_t pack_bf16(float low, float high) {
+  uint32_t r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+  return r;
+}
+__device__ inline float bf16_low(uint32_t pair) { return __uint_as_float(pair << 16); }
+__device__ inline float bf16_high(uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
+
+// a * b + c on bf16 pairs; exact uses below rely on fma, which every target has.
+__device__ inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t r;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+
+// Two e4m3 codes, standing in the high bytes of the halves of `pair`, to bf16 pairs. Exact: the bits are put where a
+// bf16 has them, and a product by 2^120 moves the exponent's bias (and makes subnormals normal).
+__device__ inline uint32_t e4m3_high_bytes_to_bf16x2(uint32_t pair) {
+  const uint32_t bits = (pair & 0x80008000u) | (pair >> 4 & 0x07f007f0u);
+  return fma_bf16x2(bits, 0x7b807b80u, 0x80008000u); // 2^120; -0 keeps the sign of zeros
+}
+// Four codes of a word in order to two pairs.
+__device__ inline void e4m3x4_to_bf16(uint32_t word, uint32_t &pair01, uint32_t &pair23) {
+  pair01 = e4m3_high_bytes_to_bf16x2(__byte_perm(word, 0, 0x1404));
+  pair23 = e4m3_high_bytes_to_bf16x2(__byte_perm(word, 0, 0x3424));
+}
+// Rounds to the nearest e4m3, saturating at 448.
+__device__ inline uint8_t float_to_e4m3(float x) { return __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3); }
+
+// 2^x by the special-function unit; 0 at minus infinity.
+__device__ inline float exp2_fast(float x) {
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+}
+__device__ inline float warp_sum(float x) {
+#pragma unroll
+  for (int offset = 16; offset; offset >>= 1) x += __shfl_xor_sync(ALL_LANES, x, offset);
+  return x;
+}
+__device__ inline float warp_max(float x) {
+#pragma unroll
+  for (int offset = 16; offset; offset >>= 1) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, offset));
+  return x;
+}
+
+__device__ inline float silu(float x) { return x / (1.0f + __expf(-x)); }
+
+// What a row's elements are multiplied by, from its sums of squares of 16 columns each. One warp; the same order always.
+__device__ inline float rms_scale(const float *sumsq, int count, int k, float eps) {
+  float sum = 0;
+  for (int i = threadIdx.x & 31; i < count; i += 32) sum += __ldcg(sumsq + i);
+  return rsqrtf(warp_sum(sum) / k + eps);
+}
+#endif
+
+} // namespace aisp

@@ -1,0 +1,444 @@
+// Attention of one query token a sequence over paged blocks, split along the context.
+//
+// Formula    out = softmax(scale q K^T) V; all query heads of a kv head share its loads.
+// Shapes     q, out [S, NH, D]; pool by aisp_kv_layer; D in {32, 64, 96, 128, 256}; any NH / KVH.
+// Alignment  16 bytes (D a multiple of 8; of 16 for fp8).
+// Bytes      K and V of the context once; q, out; with more than one split, (D + 2) floats a split and head.
+// Launch     grid (splits of the longest context, KVH, S), 4 warps; a split beyond a context leaves at once. A warp owns
+//            64 of the split's 256 positions and walks its 4 blocks through a private ring of two stages in shared memory.
+//            S^T = K Q^T and O^T = V^T P^T, so that positions and dimensions fill the tensor cores' 16 rows and heads
+//            their 8 columns.
+// Sums       scores over D by mma in f32; a block's 16 positions by mma; blocks of a warp in order with a running maximum;
+//            warps in order; splits in order by whichever block comes last. Nothing depends on the batch.
+#include "common.cuh"
+
+namespace aisp {
+
+int prepare_decode_attention(const aisp_ctx *ctx);
+
+namespace {
+
+constexpr int WARPS = 4;
+constexpr int WARP_POSITIONS = AISP_SPLIT_SIZE / WARPS;
+constexpr size_t COUNTER_BYTES = 256 * 1024; // one counter a sequence and kv head, in front of the workspace
+constexpr float NEVER = -INFINITY;
+
+template <int D, bool FP8, int RING>
+struct Shape {
+  static constexpr int ROW = D * (FP8 ? 1 : 2);       // bytes of a position in the pool
+  static constexpr int ROW_STRIDE = D * 2 + 16;       // in shared memory as bf16; an odd number of 16 bytes: no conflicts
+  static constexpr int RAW_STRIDE = FP8 ? ROW : ROW_STRIDE;
+  static constexpr int HALF = 16 * RAW_STRIDE;        // K or V of a block
+  static constexpr int SCALES = FP8 ? 128 : 0;        // f32 scales of K and of V
+  static constexpr int STAGE = 2 * HALF + SCALES;
+  static constexpr int WORK = FP8 ? 2 * 16 * ROW_STRIDE : 0; // the block as bf16
+  static constexpr int WARP_BYTES = RING * STAGE + WORK;
+};
+
+struct Call {
+  aisp_kv_layer kv;
+  aisp_decode_args args;
+  int group;       // query heads a kv head
+  int max_splits;
+};
+
+template <int D, bool FP8, int NT, int RING>
+__host__ __device__ constexpr int shared_bytes() {
+  constexpr int ring = WARPS * Shape<D, FP8, RING>::WARP_BYTES;
+  constexpr int exchange = WARPS * NT * 8 * D * 4;
+  return ring > exchange ? ring : exchange;
+}
+
+template <int D, bool FP8, int NT, int RING> // NT: groups of 8 heads
+__global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call call) {
+  using Sh = Shape<D, FP8, RING>;
+  extern __shared__ __align__(128) uint8_t shared[];
+  __shared__ float warp_max_of[WARPS][NT * 8], warp_sum_of[WARPS][NT * 8];
+  __shared__ int is_last;
+  const aisp_decode_args &args = call.args;
+  const int split = blockIdx.x, kv_head = blockIdx.y, s = blockIdx.z;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  const int group = call.group;
+  // Tables were written before the predecessor began (see the interface), so they may be read, and older positions
+  // asked for in the L2, while it runs.
+  const int context = __ldcg(args.context_lens + s);
+  const int num_heads = args.num_heads;
+  if (context <= 0) {
+    pdl_wait();
+    pdl_launch();
+    if (split == 0) {
+      auto *to = reinterpret_cast<__nv_bfloat16 *>(args.out) + ((int64_t)s * num_heads + kv_head * group) * D;
+      for (int i = threadIdx.x; i < group * D; i += WARPS * 32) to[i] = __float2bfloat16_rn(0);
+    }
+    return;
+  }
+  const int begin = args.sliding_window > 0 && context > args.sliding_window ? context - args.sliding_window : 0;
+  const int first_split = begin / AISP_SPLIT_SIZE;
+  const int end_split = (context + AISP_SPLIT_SIZE - 1) / AISP_SPLIT_SIZE;
+  if (split < first_split || split >= end_split) {
+    pdl_wait();
+    pdl_launch();
+    return;
+  }
+
+  // Blocks of 16 positions that this warp walks.
+  const int warp_begin = split * AISP_SPLIT_SIZE + warp * WARP_POSITIONS;
+  const int walk_begin = max(warp_begin, begin / AISP_BLOCK_SIZE * AISP_BLOCK_SIZE);
+  const int walk_end = min(warp_begin + WARP_POSITIONS, context);
+  const int num_blocks = walk_end > walk_begin ? (walk_end - walk_begin + AISP_BLOCK_SIZE - 1) / AISP_BLOCK_SIZE : 0;
+  const int32_t *block_table = args.block_tables + (int64_t)s * args.max_blocks + walk_begin / AISP_BLOCK_SIZE;
+  const uint32_t ring = shared_address(shared) + warp * Sh::WARP_BYTES;
+
+  auto fill = [&](int i) {
+    if (i < num_blocks) {
+      const int64_t at = (int64_t)block_table[i] * call.kv.num_kv_heads + kv_head; // of a block's head
+      const uint8_t *k = static_cast<const uint8_t *>(call.kv.k) + at * 16 * Sh::ROW;
+      const uint8_t *v = static_cast<const uint8_t *>(call.kv.v) + at * 16 * Sh::ROW;
+      const uint32_t stage = ring + i % RING * Sh::STAGE;
+      constexpr int PIECES = Sh::ROW / 16;
+#pragma unroll
+      for (int p = lane; p < 16 * PIECES; p += 32) {
+        const uint32_t to = stage + p / PIECES * Sh::RAW_STRIDE + p % PIECES * 16;
+        copy_async_16(to, k + p * 16, true);
+        copy_async_16(to + Sh::HALF, v + p * 16, true);
+      }
+      if constexpr (FP8) {
+        if (lane < 8) {
+          const float *from = (lane < 4 ? call.kv.k_scales : call.kv.v_scales) + at * 16 + lane % 4 * 4;
+          copy_async_16(stage + 2 * Sh::HALF + lane * 16, from, true);
+        }
+      }
+    }
+    copy_async_commit();
+  };
+  // The predecessor stores the newest position; all blocks before its own are settled.
+  const int settled = (context - 1) / AISP_BLOCK_SIZE - walk_begin / AISP_BLOCK_SIZE;
+  int filled = 0;
+#pragma unroll 1
+  for (; filled < RING && filled < settled; filled++) fill(filled);
+  pdl_wait();
+  pdl_launch();
+#pragma unroll 1
+  for (; filled < RING; filled++) fill(filled);
+
+  // Q^T as the operand of columns: column h = lane / 4 of each group of eight.
+  constexpr int KSTEPS = D / 16;
+  uint32_t q[NT][KSTEPS][2];
+#pragma unroll
+  for (int nt = 0; nt < NT; nt++) {
+    const int h = nt * 8 + lane / 4;
+    const auto *row = reinterpret_cast<const __nv_bfloat16 *>(args.q) + ((int64_t)s * num_heads + kv_head * group + h) * D;
+#pragma unroll
+    for (int j = 0; j < KSTEPS; j++)
+#pragma unroll
+      for (int i = 0; i < 2; i++)
+        q[nt][j][i] = h < group ? *reinterpret_cast<const uint32_t *>(row + j * 16 + i * 8 + lane % 4 * 2) : 0u;
+  }
+
+  float o[D / 16][NT][4]; // rows: dimensions, columns: heads
+  float running_max[NT][2], running_sum[NT][2];
+#pragma unroll
+  for (int nt = 0; nt < NT; nt++) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) running_max[nt][i] = NEVER, running_sum[nt][i] = 0;
+#pragma unroll
+    for (int j = 0; j < D / 16; j++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) o[j][nt][i] = 0;
+  }
+  const float scale = args.scale * 1.44269504f; // exponents are taken to base 2
+
+#pragma unroll 1
+  for (int i = 0; i < num_blocks; i++) {
+    copy_async_wait<RING - 1>();
+    __syncwarp();
+    const uint32_t stage = ring + i % RING * Sh::STAGE;
+    uint32_t k_at = stage, v_at = stage + Sh::HALF;
+    if constexpr (FP8) {
+      k_at = ring + RING * Sh::STAGE;
+      v_at = k_at + 16 * Sh::ROW_STRIDE;
+#pragma unroll
+      for (int p = lane; p < 2 * D; p += 32) { // 16 codes
+        const int half = p / D, piece = p % D, row = piece / (D / 16), column = piece % (D / 16);
+        const uint4 codes = shared_16(stage + half * Sh::HALF + piece * 16);
+        uint32_t w[8];
+        e4m3x4_to_bf16(codes.x, w[0], w[1]);
+        e4m3x4_to_bf16(codes.y, w[2], w[3]);
+        e4m3x4_to_bf16(codes.z, w[4], w[5]);
+        e4m3x4_to_bf16(codes.w, w[6], w[7]);
+        const uint32_t to = (half ? v_at : k_at) + row * Sh::ROW_STRIDE + column * 32;
+        asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]) : "memory");
+        asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to + 16), "r"(w[4]), "r"(w[5]), "r"(w[6]), "r"(w[7]) : "memory");
+      }
+      __syncwarp();
+    }
+
+    float score[NT][4];
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+      for (int j = 0; j < 4; j++) score[nt][j] = 0;
+    const uint32_t matrix_row = lane % 16 * Sh::ROW_STRIDE + lane / 16 * 16;
+#pragma unroll
+    for (int j = 0; j < KSTEPS; j++) {
+      uint32_t a[4]; // positions by 16 dimensions
+      ldmatrix_x4(a, k_at + matrix_row + j * 32);
+#pragma unroll
+      for (int nt = 0; nt < NT; nt++) mma_bf16(score[nt], a[0], a[1], a[2], a[3], q[nt][j][0], q[nt][j][1]);
+    }
+
+    // score[nt][0, 1]: position lane / 4, heads 2 (lane % 4) and the next; [2, 3]: position + 8.
+    const int position = walk_begin + i * AISP_BLOCK_SIZE + lane / 4;
+    const bool in[2] = {position >= begin && position < context, position + 8 >= begin && position + 8 < context};
+    float k_scale[2] = {scale, scale}, v_scale[2] = {1, 1};
+    if constexpr (FP8) {
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        float ks, vs;
+        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(ks) : "r"(stage + 2 * Sh::HALF + (lane / 4 + 8 * h) * 4) : "memory");
+        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(vs) : "r"(stage + 2 * Sh::HALF + 64 + (lane / 4 + 8 * h) * 4) : "memory");
+        k_scale[h] = in[h] ? scale * ks : 0.0f;
+        v_scale[h] = in[h] ? vs : 0.0f;
+      }
+    }
+    uint32_t p[NT][2];
+    bool moved = false;
+    float shrink[NT][2];
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) {
+#pragma unroll
+      for (int j = 0; j < 4; j++) score[nt][j] = in[j / 2] ? score[nt][j] * k_scale[j / 2] : NEVER;
+#pragma unroll
+      for (int c = 0; c < 2; c++) {
+        float most = fmaxf(score[nt][c], score[nt][c + 2]);
+#pragma unroll
+        for (int offset = 4; offset < 32; offset <<= 1) most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, offset));
+        const float next = fmaxf(running_max[nt][c], most);
+        shrink[nt][c] = running_max[nt][c] == next ? 1.0f : exp2_fast(running_max[nt][c] - next);
+        moved |= running_max[nt][c] != next;
+        running_max[nt][c] = next;
+        const float base = next == NEVER ? 0.0f : next;
+        score[nt][c] = exp2_fast(score[nt][c] - base);
+        score[nt][c + 2] = exp2_fast(score[nt][c + 2] - base);
+        // A lane sums its own positions; lanes meet at the end.
+        running_sum[nt][c] = running_sum[nt][c] * shrink[nt][c] + (score[nt][c] + score[nt][c + 2]);
+      }
+      // P^T from positions-by-heads to heads-by-positions, the operand of columns.
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const uint32_t two = pack_bf16(score[nt][2 * h] * v_scale[h], score[nt][2 * h + 1] * v_scale[h]);
+        asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(p[nt][h]) : "r"(two));
+      }
+    }
+    if (__any_sync(ALL_LANES, moved)) {
+#pragma unroll
+      for (int j = 0; j < D / 16; j++)
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+          for (int e = 0; e < 4; e++) o[j][nt][e] *= shrink[nt][e % 2];
+    }
+    // V [16 positions, D] read transposed: rows become dimensions.
+    // Positions of the last block that were never written may hold anything, and 0 * NaN would stay.
+    const int keep = context - (walk_begin + i * AISP_BLOCK_SIZE);
+    if (keep < 16) {
+      for (int piece = lane; piece < (16 - keep) * (D / 8); piece += 32) {
+        const uint32_t to = v_at + (keep + piece / (D / 8)) * Sh::ROW_STRIDE + piece % (D / 8) * 16;
+        asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};" ::"r"(to), "r"(0) : "memory");
+      }
+      __syncwarp();
+    }
+    const uint32_t transposed = (lane % 8 + lane / 16 * 8) * Sh::ROW_STRIDE + lane / 8 % 2 * 16;
+#pragma unroll
+    for (int j = 0; j < D / 16; j++) {
+      uint32_t a[4];
+      ldmatrix_x4_trans(a, v_at + transposed + j * 32);
+#pragma unroll
+      for (int nt = 0; nt < NT; nt++) mma_bf16(o[j][nt], a[0], a[1], a[2], a[3], p[nt][0], p[nt][1]);
+    }
+    __syncwarp();
+    fill(i + RING);
+  }
+  copy_async_wait<0>();
+
+  // The warps' results meet: maxima and sums first, then each warp's O, scaled to the common maximum.
+#pragma unroll
+  for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+    for (int c = 0; c < 2; c++) {
+      float sum = running_sum[nt][c];
+#pragma unroll
+      for (int offset = 4; offset < 32; offset <<= 1) sum += __shfl_xor_sync(ALL_LANES, sum, offset);
+      if (lane < 4) {
+        warp_max_of[warp][nt * 8 + lane * 2 + c] = running_max[nt][c];
+        warp_sum_of[warp][nt * 8 + lane * 2 + c] = sum;
+      }
+    }
+  __syncthreads(); // also: the rings are free
+  float *exchange = reinterpret_cast<float *>(shared); // [WARPS][heads][D]
+#pragma unroll
+  for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+    for (int c = 0; c < 2; c++) {
+      const int h = nt * 8 + lane % 4 * 2 + c;
+      float most = NEVER;
+#pragma unroll
+      for (int w = 0; w < WARPS; w++) most = fmaxf(most, warp_max_of[w][h]);
+      const float by = running_max[nt][c] == NEVER ? 0.0f : exp2_fast(running_max[nt][c] - most);
+      if (h < group) {
+#pragma unroll
+        for (int j = 0; j < D / 16; j++)
+#pragma unroll
+          for (int half = 0; half < 2; half++)
+            exchange[(warp * group + h) * D + j * 16 + half * 8 + lane / 4] = o[j][nt][c + 2 * half] * by;
+      }
+    }
+  __syncthreads();
+
+  const int num_splits = end_split - first_split;
+  auto *out = reinterpret_cast<__nv_bfloat16 *>(args.out) + ((int64_t)s * num_heads + kv_head * group) * D;
+  // Of each split and head: O, and behind all of those the maximum and the sum.
+  float *all_o = reinterpret_cast<float *>(static_cast<uint8_t *>(args.workspace) + COUNTER_BYTES);
+  const int64_t first_row = ((int64_t)s * num_heads + kv_head * group) * call.max_splits;
+  float *o_of = all_o + first_row * D;
+  float2 *max_sum_of = reinterpret_cast<float2 *>(all_o + (int64_t)args.num_seqs * num_heads * call.max_splits * D) + first_row;
+  for (int i = threadIdx.x; i < group * D; i += WARPS * 32) {
+    const int h = i / D, d = i % D;
+    float most = warp_max_of[0][h];
+#pragma unroll
+    for (int w = 1; w < WARPS; w++) most = fmaxf(most, warp_max_of[w][h]);
+    float sum = 0, value = 0;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+      sum += warp_max_of[w][h] == NEVER ? 0.0f : warp_sum_of[w][h] * exp2_fast(warp_max_of[w][h] - most);
+      value += exchange[(w * group + h) * D + d];
+    }
+    if (num_splits == 1) {
+      out[i] = __float2bfloat16_rn(value / sum);
+    } else {
+      if (d == 0) __stcg(max_sum_of + h * call.max_splits + split, make_float2(most, sum));
+      __stcg(o_of + ((int64_t)h * call.max_splits + split) * D + d, value);
+    }
+  }
+  if (num_splits == 1) return;
+
+  __threadfence();
+  __syncthreads();
+  int *counter = static_cast<int *>(args.workspace) + (int64_t)s * call.kv.num_kv_heads + kv_head;
+  if (threadIdx.x == 0) is_last = atomicAdd(counter, 1) == num_splits - 1;
+  __syncthreads();
+  if (!is_last) return;
+  __threadfence();
+  // Maxima and sums come to shared memory if they fit, in place of the exchange, which is no longer read.
+  float2 *near = reinterpret_cast<float2 *>(shared);
+  const bool fits = (int64_t)group * num_splits * 8 <= shared_bytes<D, FP8, NT, RING>();
+  if (fits) {
+    for (int i = threadIdx.x; i < group * num_splits; i += WARPS * 32)
+      near[i] = __ldcg(max_sum_of + i / num_splits * call.max_splits + first_split + i % num_splits);
+    __syncthreads();
+  }
+  for (int i = threadIdx.x; i < group * (D / 4); i += WARPS * 32) {
+    const int h = i / (D / 4), d = i % (D / 4) * 4;
+    auto max_sum = [&](int at) {
+      return fits ? near[h * num_splits + at] : __ldcg(max_sum_of + h * call.max_splits + first_split + at);
+    };
+    float most = NEVER;
+    for (int at = 0; at < num_splits; at++) most = fmaxf(most, max_sum(at).x);
+    const float4 *from = reinterpret_cast<const float4 *>(o_of + ((int64_t)h * call.max_splits + first_split) * D + d);
+    float sum = 0;
+    float4 value = make_float4(0, 0, 0, 0);
+#pragma unroll 8
+    for (int at = 0; at < num_splits; at++) {
+      const float4 part = __ldcg(from + at * (D / 4));
+      const float2 own = max_sum(at);
+      const float by = exp2_fast(own.x - most);
+      sum += own.y * by;
+      value.x += part.x * by, value.y += part.y * by, value.z += part.z * by, value.w += part.w * by;
+    }
+    *reinterpret_cast<uint2 *>(out + h * D + d) =
+        make_uint2(pack_bf16(value.x / sum, value.y / sum), pack_bf16(value.z / sum, value.w / sum));
+  }
+  if (threadIdx.x == 0) *counter = 0; // for the next call
+}
+
+template <int D, bool FP8, int NT, int RING>
+int raise_limit_of() {
+  return cudaFuncSetAttribute(decode_attention_kernel<D, FP8, NT, RING>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              shared_bytes<D, FP8, NT, RING>());
+}
+template <int D, bool FP8, int NT>
+int raise_limit() {
+  if (int code = raise_limit_of<D, FP8, NT, 2>()) return code;
+  if constexpr (D <= 128) return raise_limit_of<D, FP8, NT, 4>();
+  return 0;
+}
+
+// A few blocks load all they need at once; many share the multiprocessors, and more of them hide more.
+template <int D, bool FP8, int NT>
+int start(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
+  const dim3 grid(call.max_splits, call.kv.num_kv_heads, call.args.num_seqs);
+  if constexpr (D <= 128) {
+    if ((int64_t)grid.x * grid.y * grid.z <= ctx->sm_count && shared_bytes<D, FP8, NT, 4>() <= ctx->shared_bytes_per_block)
+      return launch(ctx, decode_attention_kernel<D, FP8, NT, 4>, grid, WARPS * 32, shared_bytes<D, FP8, NT, 4>(), stream, call);
+  }
+  return launch(ctx, decode_attention_kernel<D, FP8, NT, 2>, grid, WARPS * 32, shared_bytes<D, FP8, NT, 2>(), stream, call);
+}
+
+template <int D, bool FP8>
+int choose_group(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
+  if (call.group <= 8) return start<D, FP8, 1>(ctx, call, stream);
+  if constexpr (D <= 128) {
+    if (call.group <= 16) return start<D, FP8, 2>(ctx, call, stream);
+  }
+  return cudaErrorNotSupported;
+}
+template <bool FP8>
+int choose_dim(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
+  switch (call.kv.head_dim) {
+    case 32: return choose_group<32, FP8>(ctx, call, stream);
+    case 64: return choose_group<64, FP8>(ctx, call, stream);
+    case 96: return choose_group<96, FP8>(ctx, call, stream);
+    case 128: return choose_group<128, FP8>(ctx, call, stream);
+    case 256: return choose_group<256, FP8>(ctx, call, stream);
+    default: return cudaErrorNotSupported;
+  }
+}
+
+} // namespace
+
+int prepare_decode_attention(const aisp_ctx *) {
+  int (*const all[])() = {raise_limit<32, false, 1>,  raise_limit<64, false, 1>,  raise_limit<96, false, 1>,
+                          raise_limit<128, false, 1>, raise_limit<32, false, 2>,  raise_limit<64, false, 2>,
+                          raise_limit<96, false, 2>,  raise_limit<128, false, 2>, raise_limit<32, true, 1>,
+                          raise_limit<64, true, 1>,   raise_limit<96, true, 1>,   raise_limit<128, true, 1>,
+                          raise_limit<32, true, 2>,   raise_limit<64, true, 2>,   raise_limit<96, true, 2>,
+                          raise_limit<128, true, 2>,  raise_limit<256, false, 1>, raise_limit<256, true, 1>};
+  for (auto raise : all)
+    if (int code = raise()) {
+      // Heads of 256 want more shared memory than small cards have; they are refused at the launch there.
+      if (code != cudaErrorInvalidValue) return code;
+      cudaGetLastError();
+    }
+  return 0;
+}
+
+} // namespace aisp
+
+extern "C" {
+
+size_t aisp_decode_workspace_bytes(int32_t max_seqs, int32_t num_heads, int32_t head_dim, int32_t max_context_len) {
+  const size_t splits = (size_t)aisp::ceil_div(max_context_len, AISP_SPLIT_SIZE);
+  return aisp::COUNTER_BYTES + (size_t)max_seqs * num_heads * splits * (head_dim + 2) * sizeof(float);
+}
+
+int aisp_decode_attention(const aisp_ctx *ctx, const aisp_kv_layer *kv, const aisp_decode_args *args, aisp_stream stream) {
+  using namespace aisp;
+  if (args->num_seqs == 0) return 0;
+  if (args->num_heads % kv->num_kv_heads || (int64_t)args->num_seqs * kv->num_kv_heads * 4 > (int64_t)COUNTER_BYTES ||
+      args->max_context_len <= 0)
+    return cudaErrorInvalidValue;
+  const Call call = {*kv, *args, args->num_heads / kv->num_kv_heads, (int)ceil_div(args->max_context_len, AISP_SPLIT_SIZE)};
+  return kv->kv_format == AISP_KV_FP8 ? choose_dim<true>(ctx, call, stream) : choose_dim<false>(ctx, call, stream);
+}
+
+} // extern "C"

@@ -1,0 +1,391 @@
+// Times: the card's ceilings, linears by shape and format, and whole decode steps in one graph.
+// Usage: bench [ceilings] [linear] [step] [prefill] [attention]; MODELS="8b 1b 135m", FORMATS, BATCHES, CONTEXTS narrow the steps.
+// Weights rotate over more memory than the L2 holds. Bytes are those that must move once; the floor is
+// bytes over the read rate measured first.
+#include <map>
+#include <memory>
+#include <sstream>
+
+#include "harness.hpp"
+
+static aisp_ctx *CTX;
+static double READ_RATE = 4.4e12; // bytes a second
+static bool USE_PDL = true;
+
+static const char *name_of(int format) {
+  static const char *names[] = {"bf16", "f32", "fp8", "w8g32", "w4g32", "nvfp4"};
+  return names[format];
+}
+static std::vector<std::string> words(const char *variable, const char *otherwise) {
+  const char *text = std::getenv(variable);
+  std::istringstream in(text ? text : otherwise);
+  std::vector<std::string> all;
+  for (std::string w; in >> w;) all.push_back(w);
+  return all;
+}
+static int format_named(const std::string &name) {
+  for (int f : {AISP_BF16, AISP_FP8, AISP_W8G32, AISP_W4G32, AISP_NVFP4})
+    if (name == name_of(f)) return f;
+  std::exit(3);
+}
+
+// Median microseconds of a graph of `work`, over `repeats` launches.
+static double time_graph(const std::function<void()> &work, int repeats = 9, size_t *nodes = nullptr) {
+  work(); // warm: lazy loading and choices happen outside the capture
+  CK(aisp_stream_synchronize(STREAM));
+  CK(aisp_graph_begin_capture(STREAM));
+  work();
+  aisp_graph graph;
+  CK(aisp_graph_end_capture(STREAM, &graph, nodes));
+  aisp_event start, end;
+  CK(aisp_event_create(&start, 1));
+  CK(aisp_event_create(&end, 1));
+  std::vector<float> times;
+  for (int i = 0; i < repeats + 2; i++) {
+    CK(aisp_event_record(start, STREAM));
+    CK(aisp_graph_launch(graph, STREAM));
+    CK(aisp_event_record(end, STREAM));
+    CK(aisp_event_synchronize(end));
+    float ms;
+    CK(aisp_event_elapsed_ms(&ms, start, end));
+    if (i >= 2) times.push_back(ms * 1000);
+  }
+  CK(aisp_event_destroy(start));
+  CK(aisp_event_destroy(end));
+  CK(aisp_graph_destroy(graph));
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+struct Matrix {
+  int format, n, k;
+  Device<uint8_t> data, scales;
+  float tensor_scale = 1;
+  aisp_weight view() const { return {format, n, k, tensor_scale, data.ptr, scales.ptr}; }
+  size_t bytes() const { return data.count + scales.count; }
+};
+
+static Matrix make_matrix(int format, int n, int k, uint64_t seed) {
+  static Device<aisp_bf16> scratch;
+  const size_t count = (size_t)n * k;
+  Matrix m;
+  m.format = format, m.n = n, m.k = k;
+  m.data = Device<uint8_t>(aisp_weight_data_bytes(format, n, k));
+  m.scales = Device<uint8_t>(aisp_weight_scales_bytes(format, n, k));
+  const float std = 1 / std::sqrt((float)k);
+  if (format == AISP_BF16) {
+    CK(aisp_fill_normal(CTX, (aisp_bf16 *)m.data.ptr, count, seed, 0, std, STREAM));
+    return m;
+  }
+  if (scratch.count < count) scratch = Device<aisp_bf16>(count);
+  CK(aisp_fill_normal(CTX, scratch.ptr, count, seed, 0, std, STREAM));
+  m.tensor_scale = 6 * std / (448 * 6);
+  CK(aisp_quantize_weight(CTX, format, n, k, scratch.ptr, m.tensor_scale, m.data.ptr, m.scales.ptr, STREAM));
+  return m;
+}
+
+static void bench_ceilings() {
+  const size_t bytes = (size_t)4 << 30;
+  Device<aisp_bf16> src(bytes / 2), dst(bytes / 4);
+  Device<float> sink(1);
+  CK(aisp_fill_normal(CTX, src.ptr, src.count, 1, 0, 1, STREAM));
+  const double read_us = time_graph([&] { CK(aisp_probe_read(CTX, src.ptr, bytes, sink.ptr, STREAM)); });
+  const double copy_us = time_graph([&] { CK(aisp_memcpy_d2d(dst.ptr, src.ptr, bytes / 2, STREAM)); });
+  const double empty_us = time_graph([&] { for (int i = 0; i < 200; i++) CK(aisp_probe_empty(CTX, STREAM)); }) / 200;
+  READ_RATE = bytes / read_us * 1e6;
+  std::printf("read %.2f TB/s, copy %.2f TB/s, empty kernel in a graph %.2f us\n", READ_RATE / 1e12, bytes / copy_us / 1e6, empty_us);
+}
+
+static void bench_linear() {
+  const int shapes[][3] = {{6144, 4096, 0}, {4096, 4096, 0}, {28672, 4096, 1}, {4096, 14336, 0}, {128256, 4096, 0},
+                           {3072, 2048, 0}, {2048, 2048, 0}, {16384, 2048, 1}, {2048, 8192, 0}, {960, 576, 0}, {3072, 576, 1}};
+  std::printf("\n%-6s %-14s", "format", "shape");
+  const auto batches = words("BATCHES", "1 8 32 64");
+  for (auto &b : batches) std::printf("  T=%-3s us  share", b.c_str());
+  std::printf("   (floor us)\n");
+  for (auto &format_name : words("FORMATS", "bf16 fp8 w8g32 w4g32 nvfp4"))
+    for (auto [n, k, gated] : shapes) {
+      const auto wanted = words("SHAPES", "");
+      if (!wanted.empty() && std::find(wanted.begin(), wanted.end(), std::to_string(n) + "x" + std::to_string(k)) == wanted.end()) continue;
+      const int format = format_named(format_name);
+      const size_t one = aisp_weight_data_bytes(format, n, k);
+      const int copies = (int)std::clamp<size_t>(((size_t)400 << 20) / one, 2, 200);
+      std::vector<Matrix> weights;
+      for (int i = 0; i < copies; i++) weights.push_back(make_matrix(format, n, k, i));
+      Device<aisp_bf16> x((size_t)64 * k);
+      Device<float> out((size_t)64 * n);
+      CK(aisp_fill_normal(CTX, x.ptr, x.count, 5, 0, 1, STREAM));
+      const double floor_us = weights[0].bytes() / READ_RATE * 1e6;
+      std::printf("%-6s %6dx%-7d", format_name.c_str(), n, k);
+      for (auto &batch : batches) {
+        aisp_linear_args args = {};
+        args.x = x.ptr, args.ldx = k, args.output = gated ? AISP_OUT_SILU_MUL : AISP_OUT_F32, args.out = out.ptr, args.ldo = gated ? n / 2 : n;
+        args.num_rows = std::stoi(batch);
+        const double us = time_graph([&] {
+          for (auto &w : weights) {
+            const aisp_weight view = w.view();
+            CK(aisp_linear(CTX, &view, &args, STREAM));
+          }
+        }, 5) / copies;
+        std::printf("  %8.2f  %4.2f ", us, floor_us / us);
+      }
+      std::printf("   %.2f\n", floor_us);
+      std::fflush(stdout);
+    }
+}
+
+struct Shape {
+  const char *name;
+  int hidden, heads, kvh, dim, inner, layers, vocab;
+  bool tied;
+};
+static const Shape SHAPES[] = {{"8b", 4096, 32, 8, 128, 14336, 32, 128256, false},
+                               {"1b", 2048, 32, 8, 64, 8192, 16, 128256, true},
+                               {"135m", 576, 9, 3, 64, 1536, 30, 49152, true}};
+
+struct Model {
+  Shape s;
+  std::vector<Matrix> qkv, o, gate_up, down;
+  Matrix embed, head;
+  Device<float> norm, cos, sin;
+  size_t weight_bytes = 0;
+
+  Model(const Shape &shape, int format) : s(shape), norm((size_t)shape.hidden), cos((size_t)8192 * shape.dim / 2), sin(cos.count) {
+    for (int l = 0; l < s.layers; l++) {
+      qkv.push_back(make_matrix(format, (s.heads + 2 * s.kvh) * s.dim, s.hidden, 4 * l));
+      o.push_back(make_matrix(format, s.hidden, s.heads * s.dim, 4 * l + 1));
+      gate_up.push_back(make_matrix(format, 2 * s.inner, s.hidden, 4 * l + 2));
+      down.push_back(make_matrix(format, s.hidden, s.inner, 4 * l + 3));
+      weight_bytes += qkv[l].bytes() + o[l].bytes() + gate_up[l].bytes() + down[l].bytes();
+    }
+    head = make_matrix(AISP_BF16, s.vocab, s.hidden, 999);
+    if (!s.tied) embed = make_matrix(AISP_BF16, s.vocab, s.hidden, 998);
+    weight_bytes += head.bytes();
+    CK(aisp_fill_normal_f32(CTX, norm.ptr, norm.count, 3, 1, 0.1f, STREAM));
+    std::vector<float> c(cos.count), n(cos.count);
+    for (size_t i = 0; i < c.size(); i++) {
+      const double angle = (double)(i / (s.dim / 2)) * std::pow(500000.0, -2.0 * (double)(i % (s.dim / 2)) / s.dim);
+      c[i] = (float)std::cos(angle), n[i] = (float)std::sin(angle);
+    }
+    cos.put(c), sin.put(n);
+  }
+};
+
+struct Plans {
+  aisp_gemm *qkv = nullptr, *o = nullptr, *gate_up = nullptr, *down = nullptr, *head = nullptr;
+};
+
+// What a step works on.
+struct Step {
+  Model &m;
+  int batch, context;
+  Device<float> residual, qkv, logits, sumsq;
+  Device<aisp_bf16> x, q, attention, gated, delta, gate_up;
+  Device<int32_t> ids, positions, slots, lens, tables, cu;
+  std::vector<Device<aisp_bf16>> k, v;
+  Device<uint8_t> workspace, argmax_space, gemm_space;
+  int max_blocks;
+  Plans plans;
+
+  Step(Model &model, int rows, int batch, int context)
+      : m(model), batch(batch), context(context), residual((size_t)rows * m.s.hidden), qkv((size_t)rows * (m.s.heads + 2 * m.s.kvh) * m.s.dim),
+        logits((size_t)std::min(rows, 256) * m.s.vocab), sumsq((size_t)rows * m.s.hidden / 16), x((size_t)rows * m.s.hidden),
+        q((size_t)rows * m.s.heads * m.s.dim), attention(q.count), gated((size_t)rows * m.s.inner), delta(x.count), gate_up((size_t)rows * 2 * m.s.inner),
+        ids(rows), positions(rows), slots(rows), lens(batch), cu(batch + 1),
+        workspace(aisp_decode_workspace_bytes(batch, m.s.heads, m.s.dim, context + 16)), argmax_space(aisp_argmax_workspace_bytes(batch)),
+        gemm_space(32 << 20), max_blocks(context / 16 + 2) {
+    CK(aisp_memset(workspace.ptr, 0, workspace.count, STREAM));
+    std::vector<int32_t> t((size_t)batch * max_blocks);
+    for (size_t i = 0; i < t.size(); i++) t[i] = (int32_t)((i * 7919) % t.size()); // 7919 is prime: all blocks, out of order
+    tables = Device<int32_t>(t);
+    const size_t pool = t.size() * m.s.kvh * 16 * m.s.dim;
+    for (int l = 0; l < m.s.layers; l++) {
+      k.emplace_back(pool);
+      v.emplace_back(pool);
+      CK(aisp_fill_normal(CTX, k[l].ptr, pool, 100 + l, 0, 1, STREAM));
+      CK(aisp_fill_normal(CTX, v[l].ptr, pool, 200 + l, 0, 1, STREAM));
+    }
+    std::vector<int32_t> id(rows), p(rows), slot(rows), len(batch, context), starts(batch + 1);
+    const int per = rows / batch;
+    for (int r = 0; r < rows; r++) {
+      const int s = r / per;
+      id[r] = (r * 31 + 7) % m.s.vocab;
+      p[r] = context - per + r % per;
+      slot[r] = t[(size_t)s * max_blocks + p[r] / 16] * 16 + p[r] % 16;
+    }
+    for (int s = 0; s <= batch; s++) starts[s] = s * per;
+    ids.put(id), positions.put(p), slots.put(slot), lens.put(len), cu.put(starts);
+  }
+
+  aisp_kv_layer kv(int l) { return {k[l].ptr, v[l].ptr, nullptr, nullptr, AISP_KV_BF16, m.s.kvh, m.s.dim}; }
+  aisp_rope rope() { return {m.cos.ptr, m.sin.ptr, AISP_ROPE_NEOX, nullptr, nullptr, 1e-5f}; }
+  void attend(int l) {
+    const aisp_kv_layer layer = kv(l);
+    const aisp_rope turn = rope();
+    const int rows = (int)ids.count;
+    CK(aisp_rope_store(CTX, qkv.ptr, AISP_F32, &turn, positions.ptr, slots.ptr, rows, m.s.heads, &layer, q.ptr, STREAM));
+    const float scale = 1 / std::sqrt((float)m.s.dim);
+    if (rows == batch) {
+      const aisp_decode_args args = {q.ptr, attention.ptr, tables.ptr, max_blocks, lens.ptr, batch, m.s.heads, context, 0, scale, workspace.ptr};
+      CK(aisp_decode_attention(CTX, &layer, &args, STREAM));
+    } else {
+      const aisp_prefill_args args = {q.ptr, attention.ptr, tables.ptr, max_blocks, cu.ptr, lens.ptr, batch, rows / batch, m.s.heads, 0, scale};
+      CK(aisp_prefill_attention(CTX, &layer, &args, STREAM));
+    }
+  }
+  void linear(const Matrix &w, const aisp_bf16 *from, int output, void *out, bool normed, bool next) {
+    const aisp_weight view = w.view();
+    aisp_linear_args args = {};
+    args.x = from, args.ldx = w.k, args.output = output, args.out = out, args.ldo = output == AISP_OUT_SILU_MUL ? w.n / 2 : w.n, args.num_rows = (int)ids.count;
+    if (normed) args.x_sumsq = sumsq.ptr, args.eps = 1e-5f;
+    if (next) args.next_norm_weight = m.norm.ptr, args.next_x = x.ptr, args.next_sumsq = sumsq.ptr;
+    CK(aisp_linear(CTX, &view, &args, STREAM));
+  }
+  // All linears our own, norms folded into them.
+  void fused() {
+    const aisp_weight table = m.s.tied ? m.head.view() : m.embed.view();
+    CK(aisp_embedding(CTX, &table, ids.ptr, (int)ids.count, residual.ptr, m.norm.ptr, x.ptr, sumsq.ptr, STREAM));
+    for (int l = 0; l < m.s.layers; l++) {
+      linear(m.qkv[l], x.ptr, AISP_OUT_F32, qkv.ptr, true, false);
+      attend(l);
+      linear(m.o[l], attention.ptr, AISP_OUT_RESIDUAL, residual.ptr, false, true);
+      linear(m.gate_up[l], x.ptr, AISP_OUT_SILU_MUL, gated.ptr, true, false);
+      linear(m.down[l], gated.ptr, AISP_OUT_RESIDUAL, residual.ptr, false, true);
+    }
+    linear(m.head, x.ptr, AISP_OUT_F32, logits.ptr, true, false);
+    CK(aisp_argmax(CTX, logits.ptr, m.s.vocab, batch, m.s.vocab, ids.ptr, argmax_space.ptr, STREAM));
+  }
+  void tune(aisp_gemm **plan, int out_format, const Matrix &w, const void *from, void *out, int rows) {
+    CK(aisp_gemm_create(CTX, AISP_BF16, out_format, w.n, w.k, plan));
+    Device<uint8_t> flush((size_t)128 << 20);
+    float us;
+    CK(aisp_gemm_tune(*plan, rows, from, nullptr, w.data.ptr, nullptr, out, gemm_space.ptr, gemm_space.count, flush.ptr, flush.count, STREAM, &us));
+    std::printf("  gemm %dx%d rows %d: %.1f us, %.0f TFLOP/s\n", w.n, w.k, rows, us, 2.0 * w.n * w.k * rows / us / 1e6);
+  }
+  void tune() {
+    const int rows = (int)ids.count;
+    tune(&plans.qkv, AISP_F32, m.qkv[0], x.ptr, qkv.ptr, rows);
+    tune(&plans.o, AISP_BF16, m.o[0], attention.ptr, delta.ptr, rows);
+    tune(&plans.gate_up, AISP_BF16, m.gate_up[0], x.ptr, gate_up.ptr, rows);
+    tune(&plans.down, AISP_BF16, m.down[0], gated.ptr, delta.ptr, rows);
+    tune(&plans.head, AISP_F32, m.head, x.ptr, logits.ptr, batch);
+  }
+  void gemm(aisp_gemm *plan, const Matrix &w, const void *from, void *out, int rows) {
+    CK(aisp_gemm_run(plan, rows, from, nullptr, w.data.ptr, nullptr, out, gemm_space.ptr, gemm_space.count, STREAM));
+  }
+  // Linears by cuBLASLt (bf16 weights).
+  void library() {
+    const int rows = (int)ids.count;
+    const aisp_weight table = m.s.tied ? m.head.view() : m.embed.view();
+    CK(aisp_embedding(CTX, &table, ids.ptr, rows, residual.ptr, nullptr, nullptr, nullptr, STREAM));
+    CK(aisp_rms_norm(CTX, residual.ptr, m.norm.ptr, 1e-5f, rows, m.s.hidden, x.ptr, STREAM));
+    for (int l = 0; l < m.s.layers; l++) {
+      gemm(plans.qkv, m.qkv[l], x.ptr, qkv.ptr, rows);
+      attend(l);
+      gemm(plans.o, m.o[l], attention.ptr, delta.ptr, rows);
+      CK(aisp_residual_rms_norm(CTX, residual.ptr, delta.ptr, AISP_BF16, m.norm.ptr, 1e-5f, rows, m.s.hidden, x.ptr, STREAM));
+      gemm(plans.gate_up, m.gate_up[l], x.ptr, gate_up.ptr, rows);
+      CK(aisp_silu_mul(CTX, gate_up.ptr, AISP_BF16, rows, m.s.inner, gated.ptr, STREAM));
+      gemm(plans.down, m.down[l], gated.ptr, delta.ptr, rows);
+      CK(aisp_residual_rms_norm(CTX, residual.ptr, delta.ptr, AISP_BF16, m.norm.ptr, 1e-5f, rows, m.s.hidden, x.ptr, STREAM));
+    }
+    gemm(plans.head, m.head, x.ptr, logits.ptr, batch);
+    CK(aisp_argmax(CTX, logits.ptr, m.s.vocab, batch, m.s.vocab, ids.ptr, argmax_space.ptr, STREAM));
+  }
+};
+
+static void bench_step() {
+  for (auto &model_name : words("MODELS", "8b 1b 135m"))
+    for (auto &format_name : words("FORMATS", "bf16 fp8 w4g32")) {
+      Shape shape = SHAPES[0];
+      for (auto &s : SHAPES)
+        if (model_name == s.name) shape = s;
+      Model model(shape, format_named(format_name));
+      std::printf("\n%s %s: weights a step %.2f GB\n", shape.name, format_name.c_str(), model.weight_bytes / 1e9);
+      for (auto &context_name : words("CONTEXTS", "256 1024"))
+        for (auto &batch_name : words("BATCHES", "1 8 32 64")) {
+          const int batch = std::stoi(batch_name), context = std::stoi(context_name);
+          Step step(model, batch, batch, context);
+          const double kv_bytes = 2.0 * 2 * batch * context * shape.layers * shape.kvh * shape.dim;
+          const double floor_ms = (model.weight_bytes + kv_bytes) / READ_RATE * 1e3;
+          size_t nodes = 0;
+          double ms = time_graph([&] { step.fused(); }, 9, &nodes) / 1000;
+          std::printf("%s %s batch %d context %d: own %.3f ms, floor %.3f, share %.2f, %zu nodes, KV %.2f GB\n", shape.name, format_name.c_str(),
+                      batch, context, ms, floor_ms, floor_ms / ms, nodes, kv_bytes / 1e9);
+          if (format_name == "bf16" && batch > 8 && aisp_ctx_has_cublaslt(CTX)) {
+            step.tune();
+            ms = time_graph([&] { step.library(); }, 9, &nodes) / 1000;
+            std::printf("%s %s batch %d context %d: cuBLASLt %.3f ms, floor %.3f, share %.2f, %zu nodes\n", shape.name, format_name.c_str(), batch,
+                        context, ms, floor_ms, floor_ms / ms, nodes);
+          }
+          std::fflush(stdout);
+        }
+    }
+}
+
+static void bench_prefill() {
+  for (auto &model_name : words("MODELS", "8b 1b")) {
+    Shape shape = SHAPES[0];
+    for (auto &s : SHAPES)
+      if (model_name == s.name) shape = s;
+    Model model(shape, AISP_BF16);
+    const int rows = 2048;
+    Step step(model, rows, 1, rows);
+    step.tune();
+    const double ms = time_graph([&] { step.library(); }, 5) / 1000;
+    double linear = 0;
+    for (auto *list : {&model.qkv, &model.o, &model.gate_up, &model.down})
+      for (auto &w : *list) linear += 2.0 * w.n * w.k * rows;
+    const double attention = 4.0 * rows * rows / 2 * shape.heads * shape.dim * shape.layers;
+    const double attention_ms = time_graph([&] { for (int l = 0; l < shape.layers; l++) step.attend(l); }, 5) / 1000;
+    std::printf("%s bf16 prefill %d: %.2f ms, %.0f TFLOP/s, of which rope and attention %.2f ms\n", shape.name, rows, ms,
+                (linear + attention) / ms / 1e9, attention_ms);
+    std::fflush(stdout);
+  }
+}
+
+static void bench_attention() {
+  const Shape shape = {"layer", 4096, 32, 8, 128, 64, 1, 64, true};
+  for (auto [batch, context] : {std::pair<int, int>{1, 1024}, {1, 4096}, {1, 32768}, {8, 4096}, {32, 1024}, {32, 4096}, {64, 1024}, {64, 4096}, {256, 1024}}) {
+    const int max_blocks = context / 16, copies = std::max<int>(1, (int)(400e6 / ((double)batch * context * 4096)));
+    const size_t pool = (size_t)batch * max_blocks * shape.kvh * 16 * shape.dim;
+    std::vector<Device<aisp_bf16>> k, v;
+    for (int i = 0; i < copies; i++) {
+      k.emplace_back(pool), v.emplace_back(pool);
+      CK(aisp_fill_normal(CTX, k[i].ptr, pool, 1, 0, 1, STREAM));
+      CK(aisp_fill_normal(CTX, v[i].ptr, pool, 2, 0, 1, STREAM));
+    }
+    Device<aisp_bf16> q((size_t)batch * 4096), out(q.count);
+    CK(aisp_fill_normal(CTX, q.ptr, q.count, 3, 0, 1, STREAM));
+    std::vector<int32_t> t((size_t)batch * max_blocks);
+    for (size_t i = 0; i < t.size(); i++) t[i] = (int32_t)((i * 7919) % t.size());
+    const Device<int32_t> tables(t), lens(std::vector<int32_t>(batch, context));
+    Device<uint8_t> workspace(aisp_decode_workspace_bytes(batch, 32, 128, context));
+    CK(aisp_memset(workspace.ptr, 0, workspace.count, STREAM));
+    const double us = time_graph([&] {
+      for (int i = 0; i < copies; i++) {
+        const aisp_kv_layer kv = {k[i].ptr, v[i].ptr, nullptr, nullptr, AISP_KV_BF16, 8, 128};
+        const aisp_decode_args args = {q.ptr, out.ptr, tables.ptr, max_blocks, lens.ptr, batch, 32, context, 0, 0.088f, workspace.ptr};
+        CK(aisp_decode_attention(CTX, &kv, &args, STREAM));
+      }
+    }, 5) / copies;
+    const double bytes = 4.0 * pool;
+    std::printf("decode attention batch %d context %d: %.2f us, %.1f MB, floor %.2f us, share %.2f\n", batch, context, us, bytes / 1e6,
+                bytes / READ_RATE * 1e6, bytes / READ_RATE * 1e6 / us);
+    std::fflush(stdout);
+  }
+}
+
+int main(int argc, char **argv) {
+  USE_PDL = !std::getenv("NO_PDL");
+  CK(aisp_ctx_create(0, USE_PDL ? AISP_CTX_PDL : 0, &CTX));
+  CK(aisp_stream_create(&STREAM));
+  std::vector<std::pair<const char *, void (*)()>> groups = {{"ceilings", bench_ceilings}, {"linear", bench_linear}, {"step", bench_step},
+                                                             {"prefill", bench_prefill},   {"attention", bench_attention}};
+  for (auto [name, run] : groups) {
+    bool wanted = argc == 1;
+    for (int i = 1; i < argc; i++) wanted |= !std::strcmp(argv[i], name);
+    if (wanted) run();
+  }
+  return 0;
+}

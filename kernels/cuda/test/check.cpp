@@ -1,0 +1,872 @@
+// Every op against a reference in f64 on fresh inputs, bitwise invariance to the batch, and faults that must be seen.
+// Usage: check [FILTER] (a word of a group's name). VERBOSE=1 prints what passed; SMALL=1 leaves out large linears; SEED, NO_PDL.
+#include <array>
+#include <numeric>
+
+#include "harness.hpp"
+
+// Rounding the result to bf16: at worst (2^-9)^2 = 3.8e-6 for each of two roundings.
+static constexpr double BF16_ROUNDING = 1e-5;
+static aisp_ctx *CTX;
+static uint64_t SEED = 1;
+
+static const char *name_of(int format) {
+  static const char *names[] = {"bf16", "f32", "fp8", "w8g32", "w4g32", "nvfp4"};
+  return names[format];
+}
+
+// A weight with its natural values.
+struct Weight {
+  int format, n, k;
+  std::vector<float> values; // [N, K]
+  Device<uint8_t> data, scales;
+  float tensor_scale = 1;
+  aisp_weight view() const { return {format, n, k, tensor_scale, data.ptr, scales.ptr}; }
+};
+
+static Weight make_weight(int format, int n, int k, uint64_t seed) {
+  Weight w;
+  w.format = format, w.n = n, w.k = k;
+  w.values.resize((size_t)n * k);
+  Random random(seed);
+  std::vector<uint8_t> data(aisp_weight_data_bytes(format, n, k)), scales(aisp_weight_scales_bytes(format, n, k));
+  const float std = 1.0f / std::sqrt((float)k);
+  if (format == AISP_BF16) {
+    for (size_t i = 0; i < w.values.size(); i++) {
+      const aisp_bf16 b = float_to_bf16(rough(random, i, std));
+      std::memcpy(data.data() + 2 * i, &b, 2);
+      w.values[i] = bf16_to_float(b);
+    }
+  } else if (format == AISP_FP8) {
+    for (int r = 0; r < n; r++) {
+      const float scale = std * (float)(0.5 + random.uniform()) / 100;
+      std::memcpy(scales.data() + 4 * r, &scale, 4);
+      for (int c = 0; c < k; c++) {
+        uint8_t code = (uint8_t)random.next();
+        if ((code & 127) == 127) code ^= 1; // NaN
+        data[(size_t)r * k + c] = code;
+        w.values[(size_t)r * k + c] = e4m3_value(code) * scale;
+      }
+    }
+  } else {
+    const int group = format == AISP_NVFP4 ? 16 : 32, groups = k / group;
+    std::vector<uint8_t> codes((size_t)n * k);
+    for (auto &c : codes) c = format == AISP_W8G32 ? (uint8_t)random.next() : (uint8_t)random.below(16);
+    if (format == AISP_NVFP4) {
+      w.tensor_scale = std / 300;
+      std::vector<uint8_t> natural((size_t)n * groups);
+      for (auto &s : natural) s = (uint8_t)random.below(127);
+      for (size_t i = 0; i < codes.size(); i++) w.values[i] = e2m1_value(codes[i]) * e4m3_value(natural[i / 16]) * w.tensor_scale;
+      CK(aisp_pack_rows(format, 0, n, k, codes.data(), natural.data(), data.data(), scales.data()));
+    } else {
+      const int per = format == AISP_W8G32 ? 1 : 2;
+      std::vector<uint16_t> natural((size_t)n * groups * per);
+      for (size_t i = 0; i < natural.size(); i++) {
+        float x = std * (float)(0.2 + random.uniform()) * (format == AISP_W8G32 ? 1.0f / 64 : 1.0f / 4);
+        if (per == 2 && i % 2) x *= (float)(-8 - 4 * random.uniform());
+        natural[i] = float_to_half(x);
+      }
+      for (size_t i = 0; i < codes.size(); i++)
+        w.values[i] = per == 1 ? (float)(int8_t)codes[i] * half_to_float(natural[i / 32])
+                               : (float)((double)codes[i] * half_to_float(natural[i / 32 * 2]) + half_to_float(natural[i / 32 * 2 + 1]));
+      const int middle = n / 3; // two calls, as threads would
+      CK(aisp_pack_rows(format, 0, middle, k, codes.data(), natural.data(), data.data(), scales.data()));
+      CK(aisp_pack_rows(format, middle, n, k, codes.data(), natural.data(), data.data(), scales.data()));
+    }
+  }
+  w.data = Device<uint8_t>(data);
+  w.scales = Device<uint8_t>(scales);
+  return w;
+}
+
+// x W^T in f64 for some columns.
+static std::vector<double> product(const std::vector<aisp_bf16> &x, int rows, const Weight &w, const std::vector<int> &columns) {
+  std::vector<double> out((size_t)rows * columns.size());
+  parallel((int)columns.size(), [&](int c) {
+    const float *row = &w.values[(size_t)columns[c] * w.k];
+    for (int t = 0; t < rows; t++) {
+      double sum = 0;
+      for (int k = 0; k < w.k; k++) sum += (double)bf16_to_float(x[(size_t)t * w.k + k]) * row[k];
+      out[(size_t)t * columns.size() + c] = sum;
+    }
+  });
+  return out;
+}
+
+static std::vector<int> some_columns(int n, int count) {
+  std::vector<int> columns;
+  if (n <= count) {
+    columns.resize(n);
+    std::iota(columns.begin(), columns.end(), 0);
+    return columns;
+  }
+  Random random(SEED++);
+  for (int i = 0; i < count / 4; i++) columns.push_back(i), columns.push_back(n - 1 - i);
+  while ((int)columns.size() < count) columns.push_back(random.below(n));
+  return columns;
+}
+
+static void check_linear() {
+  const int shapes[][2] = {{960, 576}, {576, 1536}, {48, 64}, {6144, 4096}, {1024, 14336}, {4096, 2048}};
+  constexpr int T = 64;
+  for (int format : {AISP_BF16, AISP_FP8, AISP_W8G32, AISP_W4G32, AISP_NVFP4})
+    for (auto [n, k] : shapes) {
+      if (std::getenv("SMALL") && n * k > 1000000) continue; // under a sanitizer
+      const std::string name = std::string("linear ") + name_of(format) + " " + std::to_string(n) + "x" + std::to_string(k);
+      Weight w = make_weight(format, n, k, SEED++);
+      const aisp_weight view = w.view();
+      const auto x = rough_bf16((size_t)T * k, SEED++);
+      const Device<aisp_bf16> dx(x);
+      const auto columns = some_columns(n, 96);
+      const auto expected = product(x, T, w, columns);
+      Device<float> out((size_t)T * n);
+      aisp_linear_args args = {};
+      args.x = dx.ptr, args.ldx = k, args.output = AISP_OUT_F32, args.out = out.ptr, args.ldo = n;
+      std::vector<float> whole;
+      for (int rows : {64, 1, 2, 3, 8, 9, 16, 17, 32, 33}) {
+        out.poison();
+        args.num_rows = rows;
+        CK(aisp_linear(CTX, &view, &args, STREAM));
+        const auto y = out.get();
+        if (rows == T) {
+          whole = y;
+          Nmse e, off;
+          for (int t = 0; t < T; t++)
+            for (size_t c = 0; c < columns.size(); c++) {
+              e.add(y[(size_t)t * n + columns[c]], expected[t * columns.size() + c]);
+              off.add(y[(size_t)t * n + (columns[c] + 1) % n], expected[t * columns.size() + c]);
+            }
+          expect_below(e.value(), 1e-9, name);
+          expect_above(off.value(), 1e-2, name + ", columns shifted by one");
+          double finite = 0;
+          for (float v : y) finite += std::isfinite(v);
+          expect(finite == (double)y.size(), name + " writes everything", finite, (double)y.size());
+        } else {
+          expect_same_bits(y.data(), whole.data(), (size_t)rows * n, name + " rows " + std::to_string(rows));
+        }
+      }
+      // Bias, the norm's scale, chosen rows, bf16.
+      const auto bias = rough_f32(n, SEED++, 0.5f);
+      const Device<float> dbias(bias);
+      Random random(SEED++);
+      std::vector<float> sumsq((size_t)T * (k / 16));
+      for (auto &s : sumsq) s = (float)(random.uniform() * 30);
+      const Device<float> dsumsq(sumsq);
+      std::vector<int32_t> ids = {60, 3, 17, 17, 0, 63};
+      const Device<int32_t> dids(ids);
+      Device<aisp_bf16> half((size_t)ids.size() * n);
+      half.poison();
+      aisp_linear_args second = args;
+      second.num_rows = (int)ids.size(), second.bias = dbias.ptr, second.x_sumsq = dsumsq.ptr, second.eps = 1e-5f;
+      second.row_ids = dids.ptr, second.output = AISP_OUT_BF16, second.out = half.ptr;
+      CK(aisp_linear(CTX, &view, &second, STREAM));
+      const auto h = half.get();
+      Nmse e;
+      std::vector<double> rms(T);
+      for (int t = 0; t < T; t++)
+        rms[t] = 1 / std::sqrt(std::accumulate(&sumsq[(size_t)t * (k / 16)], &sumsq[(size_t)(t + 1) * (k / 16)], 0.0) / k + 1e-5);
+      for (size_t i = 0; i < ids.size(); i++)
+        for (size_t c = 0; c < columns.size(); c++)
+          e.add(bf16_to_float(h[i * n + columns[c]]), expected[ids[i] * columns.size() + c] * rms[ids[i]] + bias[columns[c]]);
+      expect_below(e.value(), BF16_ROUNDING, name + " bias, norm, row ids");
+
+      // Residual and what the next norm needs.
+      const auto residual = rough_f32((size_t)T * n, SEED++, 2), weight = rough_f32(n, SEED++, 0.3f);
+      const Device<float> dweight(weight);
+      for (int rows : {5, 64}) {
+        Device<float> r(residual), sq((size_t)T * (n / 16));
+        Device<aisp_bf16> next((size_t)T * n);
+        sq.poison();
+        next.poison();
+        aisp_linear_args third = args;
+        third.num_rows = rows, third.output = AISP_OUT_RESIDUAL, third.out = r.ptr, third.next_norm_weight = dweight.ptr;
+        third.next_x = next.ptr, third.next_sumsq = sq.ptr;
+        CK(aisp_linear(CTX, &view, &third, STREAM));
+        const auto ry = r.get(), sy = sq.get();
+        const auto ny = next.get();
+        Nmse er, en, es;
+        for (int t = 0; t < rows; t++) {
+          for (size_t c = 0; c < columns.size(); c++) {
+            const size_t at = (size_t)t * n + columns[c];
+            const double v = expected[t * columns.size() + c] + residual[at];
+            er.add(ry[at], v);
+            en.add(bf16_to_float(ny[at]), v * weight[columns[c]]);
+          }
+          for (int g = 0; g < n / 16; g++) {
+            double sum = 0;
+            for (int i = 0; i < 16; i++) sum += (double)ry[(size_t)t * n + g * 16 + i] * ry[(size_t)t * n + g * 16 + i];
+            es.add(sy[(size_t)t * (n / 16) + g], sum);
+          }
+        }
+        expect_below(er.value(), 1e-9, name + " residual");
+        expect_below(en.value(), BF16_ROUNDING, name + " next x");
+        expect_below(es.value(), 1e-10, name + " next sumsq");
+        if (rows == 5) expect_same_bits(ry.data() + 5 * n, residual.data() + 5 * n, (size_t)(T - 5) * n, name + " other rows untouched");
+      }
+
+      // Gate and up.
+      Device<aisp_bf16> gated((size_t)T * (n / 2));
+      std::vector<aisp_bf16> gated64;
+      for (int rows : {64, 1, 8}) {
+        gated.poison();
+        aisp_linear_args fourth = args;
+        fourth.num_rows = rows, fourth.output = AISP_OUT_SILU_MUL, fourth.out = gated.ptr, fourth.ldo = n / 2;
+        CK(aisp_linear(CTX, &view, &fourth, STREAM));
+        const auto gy = gated.get();
+        if (rows == 64) {
+          gated64 = gy;
+          Nmse eg;
+          for (int t = 0; t < T; t++)
+            for (int i = 0; i < n / 2; i++) {
+              const double g = whole[(size_t)t * n + i], u = whole[(size_t)t * n + n / 2 + i];
+              eg.add(bf16_to_float(gy[(size_t)t * (n / 2) + i]), g / (1 + std::exp(-g)) * u);
+            }
+          expect_below(eg.value(), BF16_ROUNDING, name + " silu mul");
+        } else {
+          expect_same_bits(gy.data(), gated64.data(), (size_t)rows * (n / 2), name + " silu mul rows " + std::to_string(rows));
+        }
+      }
+    }
+}
+
+static void check_weights() {
+  // Packed and back, through the kernel that takes single values out.
+  for (int format : {AISP_BF16, AISP_FP8, AISP_W8G32, AISP_W4G32, AISP_NVFP4}) {
+    const int n = 64, k = 576;
+    Weight w = make_weight(format, n, k, SEED++);
+    const aisp_weight view = w.view();
+    Device<aisp_bf16> out((size_t)n * k);
+    out.poison();
+    CK(aisp_dequantize(CTX, &view, out.ptr, STREAM));
+    const auto y = out.get();
+    size_t differ = 0;
+    for (size_t i = 0; i < y.size(); i++) differ += std::fabs(bf16_to_float(y[i]) - w.values[i]) > std::fabs(w.values[i]) * 0x1p-8f;
+    expect(differ == 0, std::string("dequantize ") + name_of(format), (double)differ, 0);
+
+    // bf16 to the format on the device.
+    const auto source = rough_bf16((size_t)n * k, SEED++, 0.02f);
+    const Device<aisp_bf16> from(source);
+    if (format == AISP_BF16) continue;
+    Device<float> most(1);
+    CK(aisp_absmax(CTX, from.ptr, source.size(), most.ptr, STREAM));
+    float largest = 0;
+    for (auto b : source) largest = std::max(largest, std::fabs(bf16_to_float(b)));
+    expect(most.get()[0] == largest, "absmax", most.get()[0], largest);
+    Weight lossy;
+    lossy.format = format, lossy.n = n, lossy.k = k, lossy.tensor_scale = largest / (448 * 6);
+    lossy.data = Device<uint8_t>(aisp_weight_data_bytes(format, n, k));
+    lossy.scales = Device<uint8_t>(aisp_weight_scales_bytes(format, n, k));
+    lossy.data.poison();
+    lossy.scales.poison();
+    CK(aisp_quantize_weight(CTX, format, n, k, from.ptr, lossy.tensor_scale, lossy.data.ptr, lossy.scales.ptr, STREAM));
+    const aisp_weight lossy_view = lossy.view();
+    CK(aisp_dequantize(CTX, &lossy_view, out.ptr, STREAM));
+    const auto z = out.get();
+    Nmse e;
+    for (size_t i = 0; i < z.size(); i++) e.add(bf16_to_float(z[i]), bf16_to_float(source[i]));
+    expect_below(e.value(), format == AISP_W8G32 ? 2e-4 : format == AISP_FP8 ? 1e-3 : 2e-2, std::string("quantize ") + name_of(format));
+  }
+  // GGUF blocks.
+  for (auto [type, block_k, block_bytes] : {std::array<int, 3>{2, 32, 18}, {3, 32, 20}, {8, 32, 34}, {12, 256, 144}}) {
+    const int n = 32, k = 768;
+    Random random(SEED++);
+    std::vector<uint8_t> blocks((size_t)n * (k / block_k) * block_bytes);
+    for (auto &b : blocks) b = (uint8_t)random.next();
+    std::vector<float> values;
+    for (size_t at = 0; at < blocks.size(); at += block_bytes) {
+      uint8_t *b = &blocks[at];
+      const uint16_t d = float_to_half((float)(0.001 + 0.01 * random.uniform())), m = float_to_half((float)(-0.05 * random.uniform() - 0.001));
+      std::memcpy(b, &d, 2);
+      if (type == 3 || type == 12) std::memcpy(b + 2, &m, 2);
+      const float fd = half_to_float(d), fm = half_to_float(m);
+      if (type == 8)
+        for (int i = 0; i < 32; i++) values.push_back(fd * (int8_t)b[2 + i]);
+      if (type == 2)
+        for (int i = 0; i < 32; i++) values.push_back(fd * ((i < 16 ? b[2 + i] & 15 : b[2 + i - 16] >> 4) - 8));
+      if (type == 3)
+        for (int i = 0; i < 32; i++) values.push_back(fd * (i < 16 ? b[4 + i] & 15 : b[4 + i - 16] >> 4) + fm);
+      if (type == 12)
+        for (int i = 0; i < 256; i++) {
+          const int j = i / 32;
+          const uint8_t *s = b + 4;
+          const int sc = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | (s[j - 4] >> 6 << 4);
+          const int mn = j < 4 ? s[j + 4] & 63 : (s[j + 4] >> 4) | (s[j] >> 6 << 4);
+          const uint8_t q = b[16 + j / 2 * 32 + i % 32];
+          values.push_back(fd * sc * (j & 1 ? q >> 4 : q & 15) - fm * mn);
+        }
+    }
+    Weight w;
+    w.format = type == 8 ? AISP_W8G32 : AISP_W4G32, w.n = n, w.k = k;
+    std::vector<uint8_t> data(aisp_weight_data_bytes(w.format, n, k)), scales(aisp_weight_scales_bytes(w.format, n, k));
+    CK(aisp_pack_gguf_rows(type, 0, n, k, blocks.data(), data.data(), scales.data()));
+    w.data = Device<uint8_t>(data);
+    w.scales = Device<uint8_t>(scales);
+    Device<aisp_bf16> out((size_t)n * k);
+    const aisp_weight view = w.view();
+    CK(aisp_dequantize(CTX, &view, out.ptr, STREAM));
+    const auto y = out.get();
+    Nmse e;
+    for (size_t i = 0; i < y.size(); i++) e.add(bf16_to_float(y[i]), values[i]);
+    expect_below(e.value(), BF16_ROUNDING, "GGUF type " + std::to_string(type));
+  }
+  Device<aisp_bf16> noise(1 << 20);
+  Device<float> noise32(1 << 20);
+  CK(aisp_fill_normal(CTX, noise.ptr, noise.count, 7, 0.5f, 0.25f, STREAM));
+  CK(aisp_fill_normal_f32(CTX, noise32.ptr, noise32.count, 7, 0.5f, 0.25f, STREAM));
+  const auto y = noise.get();
+  const auto y32 = noise32.get();
+  double mean = 0, square = 0;
+  size_t differ = 0;
+  for (size_t i = 0; i < y.size(); i++) mean += bf16_to_float(y[i]), differ += y[i] != float_to_bf16(y32[i]);
+  mean /= (double)y.size();
+  for (auto b : y) square += (bf16_to_float(b) - mean) * (bf16_to_float(b) - mean);
+  expect(std::fabs(mean - 0.5) < 2e-3 && differ == 0, "fill mean", mean, 0.5);
+  expect(std::fabs(std::sqrt(square / (double)y.size()) - 0.25) < 2e-3, "fill std", std::sqrt(square / (double)y.size()), 0.25);
+}
+
+static void check_pointwise() {
+  for (int hidden : {64, 576, 4096, 16384}) {
+    const int T = 7;
+    const std::string at = " " + std::to_string(hidden);
+    const auto residual = rough_f32((size_t)T * hidden, SEED++, 3), weight = rough_f32(hidden, SEED++, 1), delta32 = rough_f32((size_t)T * hidden, SEED++, 1);
+    const auto delta16 = rough_bf16((size_t)T * hidden, SEED++, 1);
+    const Device<float> dw(weight), d32(delta32);
+    const Device<aisp_bf16> d16(delta16);
+    for (int kind = 0; kind < 3; kind++) {
+      Device<float> r(residual);
+      Device<aisp_bf16> out((size_t)T * hidden);
+      out.poison();
+      if (kind == 0) CK(aisp_rms_norm(CTX, r.ptr, dw.ptr, 1e-5f, T, hidden, out.ptr, STREAM));
+      else
+        CK(aisp_residual_rms_norm(CTX, r.ptr, kind == 1 ? (void *)d16.ptr : (void *)d32.ptr, kind == 1 ? AISP_BF16 : AISP_F32, dw.ptr, 1e-5f, T,
+                                  hidden, out.ptr, STREAM));
+      const auto ry = r.get();
+      const auto y = out.get();
+      Nmse er, e, wrong;
+      for (int t = 0; t < T; t++) {
+        std::vector<double> h(hidden);
+        double sum = 0;
+        for (int i = 0; i < hidden; i++) {
+          const size_t p = (size_t)t * hidden + i;
+          h[i] = residual[p] + (kind == 0 ? 0.0 : kind == 1 ? bf16_to_float(delta16[p]) : delta32[p]);
+          er.add(ry[p], h[i]);
+          sum += h[i] * h[i];
+        }
+        for (int i = 0; i < hidden; i++) {
+          const double v = h[i] * weight[i] / std::sqrt(sum / hidden + 1e-5);
+          e.add(bf16_to_float(y[(size_t)t * hidden + i]), v);
+          wrong.add(bf16_to_float(y[(size_t)t * hidden + i]), v * 1.01);
+        }
+      }
+      expect_below(er.value(), 1e-12, "rms_norm residual" + at);
+      expect_below(e.value(), BF16_ROUNDING, "rms_norm" + at);
+      expect_above(wrong.value(), BF16_ROUNDING, "rms_norm off by a hundredth");
+    }
+    const auto gate_up = rough_f32((size_t)T * 2 * hidden, SEED++, 2);
+    std::vector<aisp_bf16> gate_up16(gate_up.size());
+    for (size_t i = 0; i < gate_up.size(); i++) gate_up16[i] = float_to_bf16(gate_up[i]);
+    const Device<float> g32(gate_up);
+    const Device<aisp_bf16> g16(gate_up16);
+    for (int format : {AISP_BF16, AISP_F32}) {
+      Device<aisp_bf16> out((size_t)T * hidden);
+      out.poison();
+      CK(aisp_silu_mul(CTX, format == AISP_BF16 ? (void *)g16.ptr : (void *)g32.ptr, format, T, hidden, out.ptr, STREAM));
+      const auto y = out.get();
+      Nmse e;
+      for (int t = 0; t < T; t++)
+        for (int i = 0; i < hidden; i++) {
+          const size_t p = (size_t)t * 2 * hidden + i;
+          const double g = format == AISP_BF16 ? bf16_to_float(gate_up16[p]) : gate_up[p];
+          const double u = format == AISP_BF16 ? bf16_to_float(gate_up16[p + hidden]) : gate_up[p + hidden];
+          e.add(bf16_to_float(y[(size_t)t * hidden + i]), g / (1 + std::exp(-g)) * u);
+        }
+      expect_below(e.value(), BF16_ROUNDING, "silu_mul" + at);
+    }
+    Device<uint8_t> codes((size_t)T * hidden);
+    Device<float> scales(T);
+    codes.poison();
+    scales.poison();
+    CK(aisp_quantize_rows(CTX, d16.ptr, nullptr, 0, T, hidden, codes.ptr, scales.ptr, STREAM));
+    const auto cy = codes.get();
+    const auto sy = scales.get();
+    Nmse e;
+    for (size_t i = 0; i < cy.size(); i++) e.add(e4m3_value(cy[i]) * sy[i / hidden], bf16_to_float(delta16[i]));
+    expect_below(e.value(), 1e-3, "quantize_rows" + at);
+  }
+  for (int format : {AISP_BF16, AISP_FP8, AISP_W8G32, AISP_W4G32, AISP_NVFP4})
+    for (int T : {1, 7, 80}) {
+      const int vocab = 96, hidden = 576;
+      const Weight w = make_weight(format, vocab, hidden, SEED++);
+      std::vector<int32_t> ids(T);
+      Random random(SEED++);
+      for (auto &id : ids) id = random.below(vocab);
+      ids[0] = vocab - 1;
+      if (T > 1) ids[1] = vocab;
+      const auto weight = rough_f32(hidden, SEED++, 1);
+      const Device<float> dw(weight);
+      const Device<int32_t> dids(ids);
+      Device<float> r((size_t)T * hidden), sq((size_t)T * (hidden / 16));
+      Device<aisp_bf16> next((size_t)T * hidden);
+      r.poison(), sq.poison(), next.poison();
+      const aisp_weight view = w.view();
+      CK(aisp_embedding(CTX, &view, dids.ptr, T, r.ptr, dw.ptr, next.ptr, sq.ptr, STREAM));
+      const auto ry = r.get(), sy = sq.get();
+      const auto ny = next.get();
+      Nmse e, en, es;
+      for (int t = 0; t < T; t++)
+        for (int g = 0; g < hidden / 16; g++) {
+          double sum = 0;
+          for (int i = g * 16; i < g * 16 + 16; i++) {
+            const double v = ids[t] < vocab ? w.values[(size_t)ids[t] * hidden + i] : 0;
+            e.add(ry[(size_t)t * hidden + i], v);
+            en.add(bf16_to_float(ny[(size_t)t * hidden + i]), v * weight[i]);
+            sum += v * v;
+          }
+          es.add(sy[(size_t)t * (hidden / 16) + g], sum);
+        }
+      expect_below(e.value(), 1e-12, std::string("embedding ") + name_of(format));
+      expect_below(en.value(), BF16_ROUNDING, std::string("embedding next x ") + name_of(format));
+      expect_below(es.value(), 1e-10, std::string("embedding sumsq ") + name_of(format));
+    }
+}
+
+// A pool with garbage wherever nothing was stored, and tables of shuffled blocks.
+struct Pool {
+  int kvh, dim, format, num_blocks, max_blocks, num_seqs;
+  std::vector<double> k, v; // [num_blocks, KVH, 16, D] as stored
+  Device<uint8_t> dk, dv;
+  Device<float> dks, dvs;
+  std::vector<int32_t> tables;
+  Device<int32_t> dtables;
+
+  Pool(int num_seqs, int max_context, int kvh, int dim, int format, const std::vector<int> &contexts, bool fill)
+      : kvh(kvh), dim(dim), format(format), max_blocks((max_context + 15) / 16), num_seqs(num_seqs) {
+    num_blocks = num_seqs * max_blocks + 3;
+    const size_t count = (size_t)num_blocks * kvh * 16 * dim, positions = count / dim;
+    Random random(SEED++);
+    std::vector<int32_t> order(num_blocks);
+    std::iota(order.begin(), order.end(), 0);
+    for (int i = num_blocks - 1; i > 0; i--) std::swap(order[i], order[random.below(i + 1)]);
+    tables.assign(order.begin(), order.begin() + (size_t)num_seqs * max_blocks);
+    dtables = Device<int32_t>(tables);
+    k.assign(count, NAN);
+    v.assign(count, NAN);
+    std::vector<uint8_t> bk(count * (format == AISP_KV_FP8 ? 1 : 2), 0xff), bv = bk;
+    std::vector<float> ks(positions, NAN), vs(positions, NAN);
+    if (fill)
+      for (int s = 0; s < num_seqs; s++)
+        for (int p = 0; p < contexts[s]; p++)
+          for (int h = 0; h < kvh; h++) {
+            const size_t at = place(s, p, h);
+            ks[at] = (float)(0.5 + random.uniform()) / 100, vs[at] = (float)(0.5 + random.uniform()) / 100;
+            for (int d = 0; d < dim; d++)
+              for (int which = 0; which < 2; which++) {
+                auto &bytes = which ? bv : bk;
+                auto &values = which ? v : k;
+                if (format == AISP_KV_FP8) {
+                  uint8_t code = (uint8_t)random.next();
+                  if ((code & 127) == 127) code ^= 1;
+                  bytes[at * dim + d] = code;
+                  values[at * dim + d] = e4m3_value(code) * (which ? vs : ks)[at];
+                } else {
+                  const aisp_bf16 b = float_to_bf16(rough(random, at * dim + d, which ? 1.0f : 0.7f));
+                  std::memcpy(&bytes[(at * dim + d) * 2], &b, 2);
+                  values[at * dim + d] = bf16_to_float(b);
+                }
+              }
+          }
+    dk = Device<uint8_t>(bk), dv = Device<uint8_t>(bv);
+    dks = Device<float>(ks), dvs = Device<float>(vs);
+  }
+  size_t place(int s, int p, int h) const { return ((size_t)tables[(size_t)s * max_blocks + p / 16] * kvh + h) * 16 + p % 16; }
+  aisp_kv_layer view() const { return {dk.ptr, dv.ptr, dks.ptr, dvs.ptr, format, kvh, dim}; }
+
+  // Attention of one query head in f64 over positions [begin, end).
+  std::vector<double> attend(const aisp_bf16 *q, int s, int h, int begin, int end, double scale) const {
+    std::vector<double> score(end - begin), out(dim, 0.0);
+    double most = -INFINITY, sum = 0;
+    for (int p = begin; p < end; p++) {
+      double dot = 0;
+      for (int d = 0; d < dim; d++) dot += bf16_to_float(q[d]) * k[place(s, p, h) * dim + d];
+      score[p - begin] = dot * scale;
+      most = std::max(most, dot * scale);
+    }
+    for (auto &x : score) x = std::exp(x - most), sum += x;
+    for (int p = begin; p < end; p++)
+      for (int d = 0; d < dim; d++) out[d] += score[p - begin] / sum * v[place(s, p, h) * dim + d];
+    return out;
+  }
+};
+
+static void check_decode() {
+  struct Case {
+    int dim, heads, kvh, format, window;
+  };
+  const Case cases[] = {{128, 32, 8, AISP_KV_BF16, 0}, {64, 9, 3, AISP_KV_BF16, 0},  {128, 32, 8, AISP_KV_FP8, 0},  {64, 8, 8, AISP_KV_FP8, 0},
+                        {96, 12, 2, AISP_KV_BF16, 0},  {256, 8, 2, AISP_KV_BF16, 0}, {32, 16, 1, AISP_KV_BF16, 0},  {128, 16, 2, AISP_KV_BF16, 300},
+                        {64, 14, 2, AISP_KV_BF16, 20}, {128, 32, 2, AISP_KV_FP8, 0}, {256, 4, 2, AISP_KV_FP8, 511}, {128, 64, 8, AISP_KV_BF16, 0}};
+  const std::vector<int> contexts = {1, 15, 16, 17, 64, 65, 255, 256, 257, 0, 700, 1025, 2000};
+  for (const auto &c : cases) {
+    const std::string name = "decode D " + std::to_string(c.dim) + " heads " + std::to_string(c.heads) + "/" + std::to_string(c.kvh) +
+                             (c.format == AISP_KV_FP8 ? " fp8" : "") + " window " + std::to_string(c.window);
+    const int S = (int)contexts.size(), most = 2048;
+    const Pool pool(S, most, c.kvh, c.dim, c.format, contexts, true);
+    const auto q = rough_bf16((size_t)S * c.heads * c.dim, SEED++, 0.7f);
+    const Device<aisp_bf16> dq(q);
+    Device<aisp_bf16> out(q.size());
+    Device<uint8_t> workspace(aisp_decode_workspace_bytes(S, c.heads, c.dim, 4096));
+    CK(aisp_memset(workspace.ptr, 0, workspace.count, STREAM));
+    std::vector<int32_t> lens(contexts.begin(), contexts.end());
+    const Device<int32_t> dlens(lens);
+    const double scale = 1 / std::sqrt((double)c.dim);
+    const aisp_kv_layer kv = pool.view();
+    auto run = [&](int s, int count, int max_context, const int32_t *tables) {
+      out.poison();
+      const size_t row = (size_t)c.heads * c.dim;
+      aisp_decode_args args = {dq.ptr + s * row, out.ptr + s * row, tables + (size_t)s * pool.max_blocks, pool.max_blocks, dlens.ptr + s, count,
+                               c.heads, max_context, c.window, (float)scale, workspace.ptr};
+      CK(aisp_decode_attention(CTX, &kv, &args, STREAM));
+      return out.get();
+    };
+    const auto whole = run(0, S, most, pool.dtables.ptr);
+    auto error = [&](const std::vector<aisp_bf16> &y) {
+      std::vector<Nmse> parts(S);
+      parallel(S, [&](int s) {
+        for (int h = 0; h < c.heads; h++) {
+          const int begin = c.window ? std::max(0, contexts[s] - c.window) : 0;
+          const size_t at = ((size_t)s * c.heads + h) * c.dim;
+          const auto e = contexts[s] ? pool.attend(&q[at], s, h / (c.heads / c.kvh), begin, contexts[s], scale) : std::vector<double>(c.dim, 0.0);
+          for (int d = 0; d < c.dim; d++) parts[s].add(bf16_to_float(y[at + d]), e[d]);
+        }
+      });
+      Nmse all;
+      for (auto &p : parts) all.difference += p.difference, all.square += p.square;
+      return all.value();
+    };
+    expect_below(error(whole), 2e-5, name);
+    for (int s = 0; s < S; s++) {
+      const auto alone = run(s, 1, s % 2 ? 4096 : most, pool.dtables.ptr);
+      const size_t row = (size_t)c.heads * c.dim;
+      expect_same_bits(alone.data() + s * row, whole.data() + s * row, row, name + " alone");
+    }
+    const auto again = run(0, S, 4096, pool.dtables.ptr);
+    expect_same_bits(again.data(), whole.data(), whole.size(), name + " again, larger grid");
+    auto broken = pool.tables; // one block of one sequence: of 65 positions, so that it weighs
+    broken[(size_t)5 * pool.max_blocks + 3] = broken[(size_t)5 * pool.max_blocks + 2];
+    const Device<int32_t> dbroken(broken);
+    expect_above(error(run(0, S, most, dbroken.ptr)), 2e-5, name + ", one block wrong");
+  }
+}
+
+static void check_prefill() {
+  struct Case {
+    int dim, heads, kvh, format, window;
+  };
+  const Case cases[] = {{128, 32, 8, AISP_KV_BF16, 0}, {64, 9, 3, AISP_KV_BF16, 0},   {128, 8, 8, AISP_KV_FP8, 0},  {64, 14, 2, AISP_KV_BF16, 100},
+                        {96, 12, 2, AISP_KV_BF16, 0},  {256, 4, 2, AISP_KV_BF16, 77}, {32, 16, 1, AISP_KV_BF16, 0}};
+  for (const auto &c : cases) {
+    const std::string name = "prefill D " + std::to_string(c.dim) + " heads " + std::to_string(c.heads) + "/" + std::to_string(c.kvh) +
+                             (c.format == AISP_KV_FP8 ? " fp8" : "") + " window " + std::to_string(c.window);
+    const std::vector<int> contexts = {300, 1, 64, 129, 37}, queries = {300, 1, 3, 129, 20};
+    const int S = (int)contexts.size();
+    const Pool pool(S, 320, c.kvh, c.dim, c.format, contexts, true);
+    std::vector<int32_t> cu = {0};
+    for (int n : queries) cu.push_back(cu.back() + n);
+    const int T = cu.back();
+    const size_t row = (size_t)c.heads * c.dim;
+    const auto q = rough_bf16(T * row, SEED++, 0.7f);
+    const Device<aisp_bf16> dq(q);
+    Device<aisp_bf16> out(q.size());
+    const double scale = 1 / std::sqrt((double)c.dim);
+    const aisp_kv_layer kv = pool.view();
+    auto run = [&](const aisp_bf16 *from, aisp_bf16 *to, const std::vector<int32_t> &cu_seqlens, const std::vector<int32_t> &lens, int first_seq) {
+      const Device<int32_t> dcu(cu_seqlens), dlens(lens);
+      int longest = 0;
+      for (size_t s = 0; s + 1 < cu_seqlens.size(); s++) longest = std::max(longest, cu_seqlens[s + 1] - cu_seqlens[s]);
+      aisp_prefill_args args = {from, to, pool.dtables.ptr + (size_t)first_seq * pool.max_blocks, pool.max_blocks, dcu.ptr, dlens.ptr,
+                                (int)lens.size(), longest, c.heads, c.window, (float)scale};
+      CK(aisp_prefill_attention(CTX, &kv, &args, STREAM));
+      CK(aisp_stream_synchronize(STREAM));
+    };
+    out.poison();
+    run(dq.ptr, out.ptr, cu, std::vector<int32_t>(contexts.begin(), contexts.end()), 0);
+    const auto whole = out.get();
+    std::vector<Nmse> parts(T), shifted(T);
+    for (int s = 0; s < S; s++)
+      parallel(queries[s], [&](int i) {
+        const int end = contexts[s] - queries[s] + i + 1, begin = c.window ? std::max(0, end - c.window) : 0, t = cu[s] + i;
+        for (int h = 0; h < c.heads; h++) {
+          const size_t at = t * row + (size_t)h * c.dim;
+          const auto e = pool.attend(&q[at], s, h / (c.heads / c.kvh), begin, end, scale);
+          const auto f = pool.attend(&q[at], s, h / (c.heads / c.kvh), begin, std::max(end - 1, begin + 1), scale);
+          for (int d = 0; d < c.dim; d++) parts[t].add(bf16_to_float(whole[at + d]), e[d]), shifted[t].add(bf16_to_float(whole[at + d]), f[d]);
+        }
+      });
+    Nmse all, off;
+    for (auto &p : parts) all.difference += p.difference, all.square += p.square;
+    for (auto &p : shifted) off.difference += p.difference, off.square += p.square;
+    expect_below(all.value(), c.format == AISP_KV_FP8 ? 5e-5 : 3e-5, name);
+    expect_above(off.value(), 1e-4, name + ", mask off by one");
+    // The first prompt in chunks.
+    out.poison();
+    for (int begin = 0, step = 37; begin < 300; begin += step, step += 13) {
+      const int end = std::min(300, begin + step);
+      run(dq.ptr + begin * row, out.ptr + begin * row, {0, end - begin}, {end}, 0);
+    }
+    const auto chunked = out.get();
+    expect_same_bits(chunked.data(), whole.data(), 300 * row, name + " in chunks");
+  }
+}
+
+static void check_rope() {
+  for (int style : {AISP_ROPE_NEOX, AISP_ROPE_INTERLEAVED})
+    for (int format : {AISP_KV_BF16, AISP_KV_FP8})
+      for (int qkv_format : {AISP_BF16, AISP_F32})
+        for (auto [dim, heads, kvh] : {std::array<int, 3>{128, 32, 8}, {64, 9, 3}, {96, 4, 4}, {256, 4, 1}}) {
+          const bool normed = dim != 64;
+          const int T = 5, positions_max = 200;
+          const std::string name = "rope style " + std::to_string(style) + " kv " + std::to_string(format) + " D " + std::to_string(dim);
+          Pool pool(1, 208, kvh, dim, format, {0}, false);
+          const int width = (heads + 2 * kvh) * dim;
+          const auto qkv = rough_f32((size_t)T * width, SEED++, 1);
+          std::vector<aisp_bf16> qkv16(qkv.size());
+          for (size_t i = 0; i < qkv.size(); i++) qkv16[i] = float_to_bf16(qkv[i]);
+          const std::vector<int32_t> positions = {0, 1, 17, 100, 199};
+          std::vector<int32_t> slots;
+          for (int p : positions) slots.push_back(pool.tables[p / 16] * 16 + p % 16);
+          slots[3] = -1;
+          std::vector<float> cos((size_t)positions_max * dim / 2), sin(cos.size());
+          for (int p = 0; p < positions_max; p++)
+            for (int i = 0; i < dim / 2; i++) {
+              const double angle = p * std::pow(10000.0, -2.0 * i / dim);
+              cos[(size_t)p * dim / 2 + i] = (float)std::cos(angle), sin[(size_t)p * dim / 2 + i] = (float)std::sin(angle);
+            }
+          const auto qw = rough_f32(dim, SEED++, 1), kw = rough_f32(dim, SEED++, 1);
+          const Device<float> dcos(cos), dsin(sin), dqw(qw), dkw(kw), d32(qkv);
+          const Device<aisp_bf16> d16(qkv16);
+          const Device<int32_t> dpos(positions), dslots(slots);
+          Device<aisp_bf16> q((size_t)T * heads * dim);
+          q.poison();
+          const aisp_rope rope = {dcos.ptr, dsin.ptr, style, normed ? dqw.ptr : nullptr, normed ? dkw.ptr : nullptr, 1e-6f};
+          const aisp_kv_layer kv = pool.view();
+          CK(aisp_rope_store(CTX, qkv_format == AISP_BF16 ? (void *)d16.ptr : (void *)d32.ptr, qkv_format, &rope, dpos.ptr, dslots.ptr, T, heads, &kv, q.ptr, STREAM));
+          const auto qy = q.get();
+          const auto ky = pool.dk.get(), vy = pool.dv.get();
+          const auto ks = pool.dks.get(), vs = pool.dvs.get();
+          Nmse eq, ek, ev, wrong;
+          for (int t = 0; t < T; t++)
+            for (int h = 0; h < heads + 2 * kvh; h++) {
+              std::vector<double> x(dim), y(dim);
+              double sum = 0;
+              for (int d = 0; d < dim; d++) {
+                const size_t p = (size_t)t * width + (size_t)h * dim + d;
+                x[d] = qkv_format == AISP_BF16 ? bf16_to_float(qkv16[p]) : qkv[p];
+                sum += x[d] * x[d];
+              }
+              const bool is_q = h < heads, is_v = h >= heads + kvh;
+              if (!is_v && normed)
+                for (int d = 0; d < dim; d++) x[d] *= (is_q ? qw : kw)[d] / std::sqrt(sum / dim + 1e-6);
+              y = x;
+              if (!is_v)
+                for (int i = 0; i < dim / 2; i++) {
+                  const int a = style == AISP_ROPE_NEOX ? i : 2 * i, b = style == AISP_ROPE_NEOX ? i + dim / 2 : 2 * i + 1;
+                  const double angle = positions[t] * std::pow(10000.0, -2.0 * i / dim);
+                  y[a] = x[a] * std::cos(angle) - x[b] * std::sin(angle);
+                  y[b] = x[a] * std::sin(angle) + x[b] * std::cos(angle);
+                }
+              for (int d = 0; d < dim; d++) {
+                if (is_q) {
+                  eq.add(bf16_to_float(qy[((size_t)t * heads + h) * dim + d]), y[d]);
+                  wrong.add(bf16_to_float(qy[((size_t)t * heads + h) * dim + d]), x[d]);
+                } else if (slots[t] >= 0) {
+                  const size_t at = ((size_t)(slots[t] / 16) * kvh + (h - heads) % kvh) * 16 + slots[t] % 16;
+                  const auto &bytes = is_v ? vy : ky;
+                  aisp_bf16 b;
+                  std::memcpy(&b, &bytes[format == AISP_KV_FP8 ? 0 : (at * dim + d) * 2], 2);
+                  const double got = format == AISP_KV_FP8 ? e4m3_value(bytes[at * dim + d]) * (double)(is_v ? vs : ks)[at] : bf16_to_float(b);
+                  (is_v ? ev : ek).add(got, y[d]);
+                }
+              }
+            }
+          expect_below(eq.value(), BF16_ROUNDING, name + " q");
+          expect_below(ek.value(), format == AISP_KV_FP8 ? 1.5e-3 : BF16_ROUNDING, name + " k");
+          expect_below(ev.value(), format == AISP_KV_FP8 ? 1.5e-3 : BF16_ROUNDING, name + " v");
+          expect_above(wrong.value(), 1e-3, name + ", not turned");
+          // What was not stored is as it was.
+          size_t written = 0;
+          for (size_t i = 0; i + 1 < ky.size(); i += 2) written += ky[i] != 0xff || ky[i + 1] != 0xff;
+          const size_t stored = 4 * (size_t)kvh * dim / (format == AISP_KV_FP8 ? 2 : 1);
+          expect(written <= stored && written > stored * 9 / 10, name + " stores only its slots", (double)written, (double)stored);
+        }
+  // Tables of the next step.
+  std::vector<int32_t> tables = {5, 9, 7, 3}, positions = {14, 15, 0}, lens = {15, 16, 0}, slots = {94, 95, -1};
+  std::vector<int32_t> all = {5, 9, 7, 3, 1, 1};
+  const Device<int32_t> dt(all), dp(positions), dl(lens), ds(slots);
+  CK(aisp_advance(CTX, dt.ptr, 2, 3, dp.ptr, dl.ptr, ds.ptr, STREAM));
+  expect(dp.get() == std::vector<int32_t>{15, 16, 0} && dl.get() == std::vector<int32_t>{16, 17, 0} &&
+             ds.get() == std::vector<int32_t>{5 * 16 + 15, 3 * 16, -1}, "advance");
+  for (int format : {AISP_KV_BF16, AISP_KV_FP8}) {
+    const Pool pool(2, 64, 3, 64, format, {64, 64}, true);
+    const auto before = pool.dv.get();
+    const auto scales = pool.dvs.get();
+    const std::vector<int32_t> pairs = {1, 4, 2, 6};
+    const Device<int32_t> dpairs(pairs);
+    const aisp_kv_layer kv = pool.view();
+    CK(aisp_copy_blocks(CTX, &kv, dpairs.ptr, 2, STREAM));
+    const auto after = pool.dv.get();
+    const auto scales_after = pool.dvs.get();
+    const size_t block = before.size() / pool.num_blocks, sb = scales.size() / pool.num_blocks;
+    bool ok = true;
+    for (int b = 0; b < pool.num_blocks; b++) {
+      const int from = b == 4 ? 1 : b == 6 ? 2 : b;
+      ok &= std::memcmp(&after[b * block], &before[from * block], block) == 0;
+      if (format == AISP_KV_FP8) ok &= std::memcmp(&scales_after[b * sb], &scales[from * sb], sb * 4) == 0;
+    }
+    expect(ok, "copy_blocks");
+  }
+}
+
+static void check_sampling() {
+  const int vocab = 49152, rows = 48;
+  Random random(SEED++);
+  auto logits = rough_f32((size_t)rows * vocab, SEED++, 2);
+  for (int i = 0; i < vocab; i++) logits[i] = (float)(i % 5 == 3);                // many ties
+  for (int i = 0; i < vocab; i++) logits[(size_t)vocab + i] = i == 77 ? NAN : -3; // NaN never wins
+  logits[(size_t)2 * vocab + vocab - 1] = 1e30f;
+  for (size_t i = 0; i < (size_t)24 * vocab; i++) // flatter rows, where a draw can go anywhere
+    logits[(size_t)(rows - 24) * vocab + i] = (float)std::round(random.normal() * 40) / 20;
+  const Device<float> dl(logits);
+  Device<int32_t> ids(rows);
+  Device<uint8_t> workspace(aisp_argmax_workspace_bytes(rows));
+  ids.poison();
+  CK(aisp_argmax(CTX, dl.ptr, vocab, rows, vocab, ids.ptr, workspace.ptr, STREAM));
+  auto got = ids.get();
+  for (int r = 0; r < rows; r++) {
+    int best = -1;
+    for (int i = 0; i < vocab; i++)
+      if (!std::isnan(logits[(size_t)r * vocab + i]) && (best < 0 || logits[(size_t)r * vocab + i] > logits[(size_t)r * vocab + best])) best = i;
+    expect(got[r] == best, "argmax row " + std::to_string(r), got[r], best);
+  }
+  // Draws against a sort in f64; rows 0 and 1 stay odd cases.
+  std::vector<float> temperature(rows), top_p(rows), min_p(rows);
+  std::vector<int32_t> top_k(rows);
+  std::vector<double> uniform(rows);
+  const float temps[] = {1.0f, 0.7f, 1.5f, 0.0f, 0.3f};
+  const int ks[] = {0, 1, 40, 5, 1000};
+  const float ps[] = {1.0f, 0.9f, 0.5f, 0.95f}, ms[] = {0.0f, 0.0f, 0.05f};
+  for (int r = 0; r < rows; r++)
+    temperature[r] = temps[r % 5], top_k[r] = ks[r / 2 % 5], top_p[r] = ps[r / 3 % 4], min_p[r] = ms[r % 3], uniform[r] = random.uniform();
+  uniform[5] = 0, uniform[6] = 1 - 0x1p-53;
+  const Device<float> dtemp(temperature), dp(top_p), dm(min_p);
+  const Device<int32_t> dk(top_k);
+  const Device<double> du(uniform);
+  const aisp_sampling params = {dtemp.ptr, dk.ptr, dp.ptr, dm.ptr, du.ptr};
+  Device<uint8_t> space(aisp_sample_workspace_bytes(rows, vocab));
+  ids.poison();
+  CK(aisp_sample(CTX, dl.ptr, vocab, rows, vocab, &params, ids.ptr, space.ptr, STREAM));
+  got = ids.get();
+  int wrong = 0, moved = 0;
+  for (int r = 0; r < rows; r++) {
+    if (r == 1) continue; // NaN is not sorted
+    const float *l = &logits[(size_t)r * vocab];
+    std::vector<int> order(vocab);
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return l[a] > l[b]; });
+    int token = order[0];
+    if (temperature[r] > 0) {
+      std::vector<double> w;
+      for (int id : order) w.push_back(std::exp(((double)l[id] - l[order[0]]) / temperature[r]));
+      if (top_k[r] > 0) w.resize(std::min<size_t>(w.size(), top_k[r]));
+      if (top_p[r] < 1) {
+        const double target = top_p[r] * std::accumulate(w.begin(), w.end(), 0.0);
+        double sum = 0;
+        size_t n = 0;
+        while (n < w.size() && sum < target) sum += w[n++];
+        w.resize(n);
+      }
+      while (w.size() > 1 && w.back() < min_p[r]) w.pop_back();
+      double left = uniform[r] * std::accumulate(w.begin(), w.end(), 0.0);
+      token = order[w.size() - 1];
+      for (size_t i = 0; i < w.size(); i++)
+        if ((left -= w[i]) < 0) {
+          token = order[i];
+          break;
+        }
+    }
+    moved += token != order[0];
+    if (got[r] != token) wrong++, std::printf("draw row %d: %d, expected %d\n", r, got[r], token);
+  }
+  std::printf("draws: %d of %d are not the likeliest token\n", moved, rows);
+  expect(wrong == 0 && moved > rows / 8, "draws", wrong, 0);
+}
+
+static void check_gemm() {
+  if (!aisp_ctx_has_cublaslt(CTX)) {
+    std::printf("no cuBLASLt\n");
+    return;
+  }
+  const int n = 768, k = 1024;
+  Device<uint8_t> workspace(32 << 20);
+  for (int format : {AISP_BF16, AISP_FP8})
+    for (int out_format : {AISP_BF16, AISP_F32})
+      for (int rows : {16, 33, 200}) {
+        const std::string name = std::string("gemm ") + name_of(format) + " rows " + std::to_string(rows);
+        const Weight w = make_weight(format, n, k, SEED++);
+        const auto x = rough_bf16((size_t)rows * k, SEED++);
+        const Device<aisp_bf16> dx(x);
+        Device<uint8_t> codes((size_t)rows * k);
+        Device<float> scales(rows);
+        CK(aisp_quantize_rows(CTX, dx.ptr, nullptr, 0, rows, k, codes.ptr, scales.ptr, STREAM));
+        const auto cy = codes.get();
+        const auto sy = scales.get();
+        aisp_gemm *gemm;
+        CK(aisp_gemm_create(CTX, format, out_format, n, k, &gemm));
+        Device<float> out((size_t)rows * n); // room for either
+        const void *from = format == AISP_BF16 ? (void *)dx.ptr : (void *)codes.ptr;
+        const float *xs = format == AISP_FP8 ? scales.ptr : nullptr, *ws = format == AISP_FP8 ? (float *)w.scales.ptr : nullptr;
+        float us = 0;
+        const int code = aisp_gemm_tune(gemm, (rows + 15) / 16 * 16 == rows ? rows : rows, from, xs, w.data.ptr, ws, out.ptr, workspace.ptr, workspace.count, nullptr, 0, STREAM, &us);
+        if (code) {
+          expect(false, name + ": " + aisp_error_string(code), code, 0);
+          continue;
+        }
+        out.poison();
+        CK(aisp_gemm_run(gemm, rows, from, xs, w.data.ptr, ws, out.ptr, workspace.ptr, workspace.count, STREAM));
+        const auto y = out.get();
+        Nmse e;
+        const auto columns = some_columns(n, 64);
+        for (int t = 0; t < rows; t++)
+          for (int c : columns) {
+            double sum = 0;
+            for (int i = 0; i < k; i++)
+              sum += (format == AISP_BF16 ? (double)bf16_to_float(x[(size_t)t * k + i]) : (double)e4m3_value(cy[(size_t)t * k + i]) * sy[t]) * w.values[(size_t)c * k + i];
+            const size_t at = (size_t)t * n + c;
+            e.add(out_format == AISP_F32 ? y[at] : bf16_to_float(((const aisp_bf16 *)y.data())[at]), sum);
+          }
+        expect_below(e.value(), format == AISP_FP8 ? 1e-5 : BF16_ROUNDING, name);
+        CK(aisp_gemm_destroy(gemm));
+      }
+}
+
+int main(int argc, char **argv) {
+  aisp_device_info info;
+  CK(aisp_device_get_info(0, &info));
+  std::printf("%s, sm_%d%d, %d multiprocessors, driver %d, runtime %d, %.1f GiB free\n", info.name, info.compute_major, info.compute_minor,
+              info.sm_count, info.driver_version, info.runtime_version, (double)info.free_bytes / (1u << 30));
+  CK(aisp_ctx_create(0, std::getenv("NO_PDL") ? 0 : AISP_CTX_PDL, &CTX));
+  CK(aisp_stream_create(&STREAM));
+  if (const char *seed = std::getenv("SEED")) SEED = std::strtoull(seed, nullptr, 10);
+  const std::pair<const char *, void (*)()> groups[] = {{"weights", check_weights}, {"linear", check_linear}, {"pointwise", check_pointwise},
+                                                        {"rope", check_rope},       {"decode", check_decode}, {"prefill", check_prefill},
+                                                        {"sampling", check_sampling}, {"gemm", check_gemm}};
+  for (auto [name, run] : groups) {
+    if (argc > 1 && !std::strstr(argv[1], name)) continue;
+    const int failed = FAILED, passed = PASSED;
+    run();
+    CK(aisp_stream_synchronize(STREAM));
+    std::printf("%-10s %d passed, %d failed\n", name, PASSED - passed, FAILED - failed);
+    std::fflush(stdout);
+  }
+  CK(aisp_ctx_destroy(CTX));
+  return FAILED ? 1 : 0;
+}

@@ -1,0 +1,498 @@
+//! The ops of a decoder, each a method of [`Gpu`] that checks sizes and puts one kernel on the stream.
+#![allow(unsafe_code, reason = "kernels are foreign")]
+
+use half::bf16;
+
+use super::buffer::{DeviceBuffer, DeviceSlice};
+use super::error::CudaError;
+use super::ffi;
+use super::gpu::{Gpu, check};
+use super::kv::CudaKv;
+use super::weight::DeviceWeight;
+
+/// Rows that [`Gpu::linear`] takes in one call.
+pub const LINEAR_MAX_ROWS: usize = 64;
+
+/// Values of the residual that share an entry of a sum of squares.
+const SUMSQ_WIDTH: usize = 16;
+
+/// What a product of cuBLASLt leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GemmOutput {
+    /// bf16 values.
+    Bf16,
+    /// f32 values.
+    F32,
+}
+
+impl GemmOutput {
+    pub(super) fn code(self) -> i32 {
+        match self {
+            Self::Bf16 => ffi::BF16,
+            Self::F32 => ffi::F32,
+        }
+    }
+}
+
+/// Rows of a product.
+#[derive(Debug, Clone, Copy)]
+pub enum Rows<'a> {
+    /// These many from the start on.
+    First(usize),
+    /// Those that a table on the device names, `[n]`.
+    Listed(DeviceSlice<'a, i32>, usize),
+}
+
+impl Rows<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::First(len) | Self::Listed(_, len) => *len,
+        }
+    }
+}
+
+/// What a product reads.
+#[derive(Debug, Clone, Copy)]
+pub struct LinearInput<'a> {
+    /// `[rows, k]`.
+    pub x: DeviceSlice<'a, bf16>,
+    /// Of the rows of `x` before the norm: `[rows, k / 16]` and the norm's epsilon; then `x` is still to be divided.
+    pub norm: Option<(DeviceSlice<'a, f32>, f32)>,
+    /// `[n]`.
+    pub bias: Option<&'a DeviceBuffer<f32>>,
+}
+
+/// The norm that the next product wants, made while the residual is written.
+#[derive(Debug, Clone, Copy)]
+pub struct NextNorm<'a> {
+    /// Its weights, `[hidden_size]`.
+    pub weight: &'a DeviceBuffer<f32>,
+    /// `[rows, hidden_size]`.
+    pub x: DeviceSlice<'a, bf16>,
+    /// `[rows, hidden_size / 16]`.
+    pub sumsq: DeviceSlice<'a, f32>,
+}
+
+/// What a product writes.
+#[derive(Debug, Clone, Copy)]
+pub enum LinearOutput<'a> {
+    /// `[rows, n]`.
+    F32(DeviceSlice<'a, f32>),
+    /// Adds to the residual `[rows, n]` and prepares the next norm.
+    Residual(DeviceSlice<'a, f32>, NextNorm<'a>),
+    /// Weights are gate over up: `silu(gate) * up`, `[rows, n / 2]`.
+    SiluMul(DeviceSlice<'a, bf16>),
+}
+
+/// The rotary table and the norms over heads.
+#[derive(Debug)]
+pub struct Rope {
+    /// `[num_positions, head_dim / 2]`.
+    pub cos: DeviceBuffer<f32>,
+    /// As `cos`.
+    pub sin: DeviceBuffer<f32>,
+    /// Which values a turn mixes.
+    pub style: crate::rope::RopeStyle,
+}
+
+/// Norms over each head of Q and of K (Qwen3).
+#[derive(Debug, Clone, Copy)]
+pub struct RopeNorms<'a> {
+    /// `[head_dim]`.
+    pub q: &'a DeviceBuffer<f32>,
+    /// `[head_dim]`.
+    pub k: &'a DeviceBuffer<f32>,
+    /// Added under the root.
+    pub eps: f32,
+}
+
+/// One query a sequence.
+#[derive(Debug, Clone, Copy)]
+pub struct DecodeAttention<'a> {
+    /// `[num_seqs, num_heads, head_dim]`.
+    pub q: DeviceSlice<'a, bf16>,
+    /// As `q`.
+    pub out: DeviceSlice<'a, bf16>,
+    /// `[num_seqs, max_blocks]`.
+    pub block_tables: DeviceSlice<'a, i32>,
+    /// Width of a block table.
+    pub max_blocks: usize,
+    /// `[num_seqs]`; 0 is no sequence.
+    pub context_lens: DeviceSlice<'a, i32>,
+    /// Sequences.
+    pub num_seqs: usize,
+    /// Query heads.
+    pub num_heads: usize,
+    /// No context is longer.
+    pub max_context_len: usize,
+    /// Positions that a query sees.
+    pub sliding_window: Option<usize>,
+    /// [`decode_workspace_bytes`].
+    pub workspace: DeviceSlice<'a, u8>,
+}
+
+/// Several queries a sequence.
+#[derive(Debug, Clone, Copy)]
+pub struct PrefillAttention<'a> {
+    /// `[num_tokens, num_heads, head_dim]`.
+    pub q: DeviceSlice<'a, bf16>,
+    /// As `q`.
+    pub out: DeviceSlice<'a, bf16>,
+    /// `[num_seqs, max_blocks]`.
+    pub block_tables: DeviceSlice<'a, i32>,
+    /// Width of a block table.
+    pub max_blocks: usize,
+    /// First row of each sequence, and the end, `[num_seqs + 1]`.
+    pub cu_seqlens_q: DeviceSlice<'a, i32>,
+    /// `[num_seqs]`.
+    pub context_lens: DeviceSlice<'a, i32>,
+    /// Rows of all sequences.
+    pub num_tokens: usize,
+    /// Sequences.
+    pub num_seqs: usize,
+    /// Rows of the longest.
+    pub max_query_len: usize,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Positions that a query sees.
+    pub sliding_window: Option<usize>,
+}
+
+/// Bytes that [`Gpu::decode_attention`] works in.
+pub fn decode_workspace_bytes(max_seqs: usize, num_heads: usize, head_dim: usize, max_context_len: usize) -> usize {
+    // SAFETY: plain arithmetic.
+    unsafe {
+        ffi::aisp_decode_workspace_bytes(max_seqs as i32, num_heads as i32, head_dim as i32, max_context_len as i32)
+    }
+}
+
+/// Bytes that [`Gpu::argmax`] works in.
+pub fn argmax_workspace_bytes(max_rows: usize) -> usize {
+    // SAFETY: plain arithmetic.
+    unsafe { ffi::aisp_argmax_workspace_bytes(max_rows as i32) }
+}
+
+fn window(sliding_window: Option<usize>) -> i32 {
+    sliding_window.map_or(0, |window| window.min(i32::MAX as usize) as i32)
+}
+
+impl Gpu {
+    /// `x W^T` for up to [`LINEAR_MAX_ROWS`] rows; a row's bits do not depend on how many there are.
+    ///
+    /// Errors: operands that are too small; a failed launch.
+    pub fn linear(
+        &self,
+        weight: &DeviceWeight,
+        rows: Rows<'_>,
+        input: LinearInput<'_>,
+        output: LinearOutput<'_>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "a projection";
+        let (n, k, num_rows) = (weight.out_features(), weight.in_features(), rows.len());
+        // Listed rows lie anywhere in x, which the writer of the list answers for.
+        let read_rows = if matches!(rows, Rows::First(_)) { num_rows } else { 1 };
+        let mut args = ffi::LinearArgs {
+            x: input.x.at_least(OP, "x", read_rows * k)?.cast(),
+            ldx: k as i64,
+            x_sumsq: std::ptr::null(),
+            eps: 0.0,
+            bias: std::ptr::null(),
+            output: ffi::OUT_F32,
+            out: std::ptr::null_mut(),
+            ldo: n as i64,
+            next_norm_weight: std::ptr::null(),
+            next_x: std::ptr::null_mut(),
+            next_sumsq: std::ptr::null_mut(),
+            row_ids: std::ptr::null(),
+            num_rows: num_rows as i32,
+        };
+        if let Some((sumsq, eps)) = input.norm {
+            args.x_sumsq = sumsq.at_least(OP, "sums of squares", read_rows * k / SUMSQ_WIDTH)?;
+            args.eps = eps;
+        }
+        if let Some(bias) = input.bias {
+            args.bias = bias.all().at_least(OP, "bias", n)?;
+        }
+        if let Rows::Listed(ids, len) = rows {
+            args.row_ids = ids.at_least(OP, "rows", len)?;
+        }
+        match output {
+            LinearOutput::F32(out) => args.out = out.at_least(OP, "out", num_rows * n)?.cast(),
+            LinearOutput::Residual(residual, next) => {
+                args.output = ffi::OUT_RESIDUAL;
+                args.out = residual.at_least(OP, "residual", num_rows * n)?.cast();
+                args.next_norm_weight = next.weight.all().at_least(OP, "norm", n)?;
+                args.next_x = next.x.at_least(OP, "next x", num_rows * n)?.cast();
+                args.next_sumsq = next.sumsq.at_least(OP, "next sums of squares", num_rows * n / SUMSQ_WIDTH)?;
+            }
+            LinearOutput::SiluMul(out) => {
+                args.output = ffi::OUT_SILU_MUL;
+                args.out = out.at_least(OP, "out", num_rows * n / 2)?.cast();
+                args.ldo = n as i64 / 2;
+            }
+        }
+        // SAFETY: every operand has the size that its shape asks for.
+        check(OP, unsafe { ffi::aisp_linear(self.ctx(), &weight.raw(), &args, self.stream()) })
+    }
+
+    /// Rows of a table, as the residual, with the first norm prepared.
+    ///
+    /// Shapes: `token_ids [num_tokens]`, `residual [num_tokens, hidden_size]`.
+    /// Errors: operands that are too small; a failed launch.
+    pub fn embedding(
+        &self,
+        table: &DeviceWeight,
+        token_ids: DeviceSlice<'_, i32>,
+        num_tokens: usize,
+        residual: DeviceSlice<'_, f32>,
+        next: NextNorm<'_>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "the embedding";
+        let values = num_tokens * table.in_features();
+        let ids = token_ids.at_least(OP, "token ids", num_tokens)?;
+        let residual = residual.at_least(OP, "residual", values)?;
+        let weight = next.weight.all().at_least(OP, "norm", table.in_features())?;
+        let x = next.x.at_least(OP, "next x", values)?;
+        let sumsq = next.sumsq.at_least(OP, "next sums of squares", values / SUMSQ_WIDTH)?;
+        // SAFETY: every operand has the size that its shape asks for; an id outside the table gives zeros.
+        let code = unsafe {
+            let (ctx, tokens) = (self.ctx(), num_tokens as i32);
+            ffi::aisp_embedding(ctx, &table.raw(), ids, tokens, residual, weight, x.cast(), sumsq, self.stream())
+        };
+        check(OP, code)
+    }
+
+    /// The norm of rows of the residual.
+    ///
+    /// Shapes: `residual` and `out [num_tokens, hidden_size]`.
+    /// Errors: operands that are too small; a failed launch.
+    pub fn rms_norm(
+        &self,
+        residual: DeviceSlice<'_, f32>,
+        weight: &DeviceBuffer<f32>,
+        eps: f32,
+        num_tokens: usize,
+        out: DeviceSlice<'_, bf16>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "a norm";
+        let hidden = weight.len();
+        let residual = residual.at_least(OP, "residual", num_tokens * hidden)?;
+        let out = out.at_least(OP, "out", num_tokens * hidden)?;
+        let weight = weight.all().at_least(OP, "norm", hidden)?;
+        // SAFETY: every operand has the size that its shape asks for.
+        let code = unsafe {
+            let (ctx, tokens) = (self.ctx(), num_tokens as i32);
+            ffi::aisp_rms_norm(ctx, residual, weight, eps, tokens, hidden as i32, out.cast(), self.stream())
+        };
+        check(OP, code)
+    }
+
+    /// Adds `delta` to the residual and norms the sum.
+    ///
+    /// Shapes: all `[num_tokens, hidden_size]`.
+    /// Errors: operands that are too small; a failed launch.
+    pub fn residual_rms_norm(
+        &self,
+        residual: DeviceSlice<'_, f32>,
+        delta: DeviceSlice<'_, f32>,
+        (weight, eps): (&DeviceBuffer<f32>, f32),
+        num_tokens: usize,
+        out: DeviceSlice<'_, bf16>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "a residual and its norm";
+        let hidden = weight.len();
+        let residual = residual.at_least(OP, "residual", num_tokens * hidden)?;
+        let delta = delta.at_least(OP, "delta", num_tokens * hidden)?;
+        let out = out.at_least(OP, "out", num_tokens * hidden)?;
+        let weight = weight.all().at_least(OP, "norm", hidden)?;
+        // SAFETY: every operand has the size that its shape asks for.
+        let code = unsafe {
+            let (ctx, tokens, hidden) = (self.ctx(), num_tokens as i32, hidden as i32);
+            let delta = delta.cast_const().cast();
+            ffi::aisp_residual_rms_norm(
+                ctx,
+                residual,
+                delta,
+                ffi::F32,
+                weight,
+                eps,
+                tokens,
+                hidden,
+                out.cast(),
+                self.stream(),
+            )
+        };
+        check(OP, code)
+    }
+
+    /// `silu(gate) * up`.
+    ///
+    /// Shapes: `gate_up [num_tokens, 2 intermediate_size]`, `out [num_tokens, intermediate_size]`.
+    /// Errors: operands that are too small; a failed launch.
+    pub fn silu_mul(
+        &self,
+        gate_up: DeviceSlice<'_, bf16>,
+        num_tokens: usize,
+        intermediate_size: usize,
+        out: DeviceSlice<'_, bf16>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "a gate";
+        let gate_up = gate_up.at_least(OP, "gate and up", 2 * num_tokens * intermediate_size)?;
+        let out = out.at_least(OP, "out", num_tokens * intermediate_size)?;
+        // SAFETY: every operand has the size that its shape asks for.
+        let code = unsafe {
+            let (tokens, inner) = (num_tokens as i32, intermediate_size as i32);
+            let gate_up = gate_up.cast_const().cast();
+            ffi::aisp_silu_mul(self.ctx(), gate_up, ffi::BF16, tokens, inner, out.cast(), self.stream())
+        };
+        check(OP, code)
+    }
+
+    /// Turns queries and keys and stores keys and values at their slots; a slot below 0 stores nothing.
+    ///
+    /// Shapes: `qkv [num_tokens, (num_heads + 2 num_kv_heads) head_dim]`, `positions` and `slots [num_tokens]`,
+    /// `q [num_tokens, num_heads, head_dim]`.
+    /// Errors: operands that are too small; a failed launch.
+    #[expect(clippy::too_many_arguments, reason = "the operands of one kernel")]
+    pub fn rope_store(
+        &self,
+        qkv: DeviceSlice<'_, f32>,
+        rope: (&Rope, Option<RopeNorms<'_>>),
+        (positions, slots): (DeviceSlice<'_, i32>, DeviceSlice<'_, i32>),
+        num_tokens: usize,
+        num_heads: usize,
+        kv: &CudaKv,
+        layer: usize,
+        q: DeviceSlice<'_, bf16>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "rope and store";
+        let shape = kv.shape();
+        let heads = num_heads + 2 * shape.num_kv_heads;
+        let (rope, norms) = rope;
+        let qkv = qkv.at_least(OP, "qkv", num_tokens * heads * shape.head_dim)?;
+        let positions = positions.at_least(OP, "positions", num_tokens)?;
+        let slots = slots.at_least(OP, "slots", num_tokens)?;
+        let q = q.at_least(OP, "q", num_tokens * num_heads * shape.head_dim)?;
+        let head_norm = |buffer: Option<&DeviceBuffer<f32>>| match buffer {
+            Some(buffer) => buffer.all().at_least(OP, "head norm", shape.head_dim).map(<*mut f32>::cast_const),
+            None => Ok(std::ptr::null()),
+        };
+        let raw = ffi::Rope {
+            cos: rope.cos.all().at_least(OP, "cosines", shape.head_dim / 2)?,
+            sin: rope.sin.all().at_least(OP, "sines", shape.head_dim / 2)?,
+            style: match rope.style {
+                crate::rope::RopeStyle::Neox => 0,
+                crate::rope::RopeStyle::Interleaved => 1,
+            },
+            q_norm: head_norm(norms.map(|norms| norms.q))?,
+            k_norm: head_norm(norms.map(|norms| norms.k))?,
+            norm_eps: norms.map_or(0.0, |norms| norms.eps),
+        };
+        // SAFETY: every operand has the size that its shape asks for; who writes the tables keeps slots in the pool and
+        // positions in the table.
+        let code = unsafe {
+            ffi::aisp_rope_store(
+                self.ctx(),
+                qkv.cast_const().cast(),
+                ffi::F32,
+                &raw,
+                positions,
+                slots,
+                num_tokens as i32,
+                num_heads as i32,
+                &kv.raw(layer),
+                q.cast(),
+                self.stream(),
+            )
+        };
+        check(OP, code)
+    }
+
+    /// Attention of one query a sequence over the pool.
+    ///
+    /// Errors: operands that are too small; a failed launch.
+    pub fn decode_attention(&self, kv: &CudaKv, layer: usize, call: DecodeAttention<'_>) -> Result<(), CudaError> {
+        const OP: &str = "decode attention";
+        let head_dim = kv.shape().head_dim;
+        let values = call.num_seqs * call.num_heads * head_dim;
+        let workspace = decode_workspace_bytes(call.num_seqs, call.num_heads, head_dim, call.max_context_len);
+        let args = ffi::DecodeArgs {
+            q: call.q.at_least(OP, "q", values)?.cast(),
+            out: call.out.at_least(OP, "out", values)?.cast(),
+            block_tables: call.block_tables.at_least(OP, "block tables", call.num_seqs * call.max_blocks)?,
+            max_blocks: call.max_blocks as i32,
+            context_lens: call.context_lens.at_least(OP, "context lengths", call.num_seqs)?,
+            num_seqs: call.num_seqs as i32,
+            num_heads: call.num_heads as i32,
+            max_context_len: call.max_context_len as i32,
+            sliding_window: window(call.sliding_window),
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            workspace: call.workspace.at_least(OP, "workspace", workspace)?.cast(),
+        };
+        // SAFETY: every operand has the size that its shape asks for; who writes the tables keeps blocks in the pool.
+        check(OP, unsafe { ffi::aisp_decode_attention(self.ctx(), &kv.raw(layer), &args, self.stream()) })
+    }
+
+    /// Attention of several queries a sequence over the pool.
+    ///
+    /// Errors: operands that are too small; a failed launch.
+    pub fn prefill_attention(&self, kv: &CudaKv, layer: usize, call: PrefillAttention<'_>) -> Result<(), CudaError> {
+        const OP: &str = "prefill attention";
+        let head_dim = kv.shape().head_dim;
+        let values = call.num_tokens * call.num_heads * head_dim;
+        let args = ffi::PrefillArgs {
+            q: call.q.at_least(OP, "q", values)?.cast(),
+            out: call.out.at_least(OP, "out", values)?.cast(),
+            block_tables: call.block_tables.at_least(OP, "block tables", call.num_seqs * call.max_blocks)?,
+            max_blocks: call.max_blocks as i32,
+            cu_seqlens_q: call.cu_seqlens_q.at_least(OP, "row starts", call.num_seqs + 1)?,
+            context_lens: call.context_lens.at_least(OP, "context lengths", call.num_seqs)?,
+            num_seqs: call.num_seqs as i32,
+            max_query_len: call.max_query_len as i32,
+            num_heads: call.num_heads as i32,
+            sliding_window: window(call.sliding_window),
+            scale: 1.0 / (head_dim as f32).sqrt(),
+        };
+        // SAFETY: every operand has the size that its shape asks for; who writes the tables keeps rows and blocks right.
+        check(OP, unsafe { ffi::aisp_prefill_attention(self.ctx(), &kv.raw(layer), &args, self.stream()) })
+    }
+
+    /// Copies blocks of the pool in every layer; `pairs [num_pairs, 2]` are from and to.
+    ///
+    /// Errors: operands that are too small; a failed launch.
+    pub fn copy_blocks(&self, kv: &CudaKv, pairs: DeviceSlice<'_, i32>, num_pairs: usize) -> Result<(), CudaError> {
+        const OP: &str = "copying blocks";
+        let pairs = pairs.at_least(OP, "pairs", 2 * num_pairs)?;
+        for layer in 0..kv.shape().num_layers {
+            // SAFETY: the pairs are there; who writes them keeps blocks in the pool.
+            let code =
+                unsafe { ffi::aisp_copy_blocks(self.ctx(), &kv.raw(layer), pairs, num_pairs as i32, self.stream()) };
+            check(OP, code)?;
+        }
+        Ok(())
+    }
+
+    /// The most likely token of each row; the lowest id among equals.
+    ///
+    /// Shapes: `logits [num_rows, vocab_size]`, `token_ids [num_rows]`.
+    /// Errors: operands that are too small; a failed launch.
+    pub fn argmax(
+        &self,
+        logits: DeviceSlice<'_, f32>,
+        num_rows: usize,
+        vocab_size: usize,
+        token_ids: DeviceSlice<'_, i32>,
+        workspace: DeviceSlice<'_, u8>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "argmax";
+        let logits = logits.at_least(OP, "logits", num_rows * vocab_size)?;
+        let ids = token_ids.at_least(OP, "token ids", num_rows)?;
+        let workspace = workspace.at_least(OP, "workspace", argmax_workspace_bytes(num_rows))?;
+        // SAFETY: every operand has the size that its shape asks for.
+        let code = unsafe {
+            let (rows, vocab) = (num_rows as i32, vocab_size as i32);
+            ffi::aisp_argmax(self.ctx(), logits, i64::from(vocab), rows, vocab, ids, workspace.cast(), self.stream())
+        };
+        check(OP, code)
+    }
+}
