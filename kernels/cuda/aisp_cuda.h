@@ -176,7 +176,7 @@ typedef struct {
 // Rows that aisp_linear takes in one call; weights are read from memory once for each 8 rows up to 8, 16, 32, 64.
 #define AISP_LINEAR_MAX_ROWS 64
 // Weight bytes are read once; 1..64 rows; every format. N is a multiple of 16 (32 for SILU_MUL).
-// Order of sums: K is cut in 8 slices at multiples of 256; each slice is summed in order by f32 tensor-core
+// Order of sums: K is cut in 8 slices at multiples of 256 (bf16: 128); each slice is summed in order by f32 tensor-core
 // accumulation over K; slices are added in order. It does not depend on T.
 int aisp_linear(const aisp_ctx *ctx, const aisp_weight *w, const aisp_linear_args *args, aisp_stream stream);
 
