@@ -5,11 +5,12 @@
 // Alignment  16 bytes; K a multiple of 8.
 // Bytes      W and its scales once, x once a block (from the L2), results.
 // Flops      2 T N K (the tensor cores do 8 ceil(T / 8) rows).
-// Launch     at most two blocks of 8 warps a multiprocessor, persistent over tiles of 16 or 32 rows of W. Warp s owns slice s of K and
-//            its own ring of stages in shared memory; the ring is filled before the wait on the predecessor
+// Launch     at most two blocks of 8 warps a multiprocessor, persistent over tiles of 16 or 32 rows of W. Warp s owns slice
+//            s of K and its own ring of stages in shared memory; the ring is filled before the wait on the predecessor
 //            (weights never change), so under programmatic launch the first copies run while that one drains.
-// Sums       slices are cut between stages (128 k of bf16, 256 of others); along a slice in f32 by mma.m16n8k16 in a fixed order of k, then slices 0..7 in order. A column of the
-//            product never meets another, so the order does not depend on T, nor on the tile.
+// Sums       slices of K are cut between stages (128 k of bf16, 256 of others); along a slice in f32 by mma.m16n8k16 in a
+//            fixed order of k, then slices 0..7 in order. A column of the product never meets another, so the order does
+//            not depend on T, nor on the tile.
 // Codes      bf16, e4m3 and e2m1 x e4m3 are exact in bf16; integer codes are, and their scale is applied in f32
 //            to the sum of each group of 32.
 #include "common.cuh"
