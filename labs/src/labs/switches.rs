@@ -26,10 +26,10 @@ impl SwitchLab {
             }
             (Optimization::PagedKv, _, DeviceKind::Cuda) => &[Optimization::ContinuousBatching],
             (_, Slot::Scheduler | Slot::Prefill | Slot::PrefixReuse | Slot::Sampler, DeviceKind::Cpu) => {
-                &[Optimization::FusedOps, Optimization::PinnedPool]
+                &[Optimization::FusedOps, Optimization::PinnedPool, Optimization::FastSampler]
             }
             (_, Slot::Scheduler | Slot::Prefill | Slot::PrefixReuse | Slot::Sampler, DeviceKind::Cuda) => {
-                &[Optimization::FusedOps, Optimization::CudaGraphs]
+                &[Optimization::FusedOps, Optimization::CudaGraphs, Optimization::FastSampler]
             }
             (_, _, _) => &[],
         };
@@ -92,7 +92,7 @@ impl Lab for SwitchLab {
 /// Answers of 16 to 512 tokens; all that the engine knows of each before it ends is that 512 are allowed.
 fn unknown_lengths(_num_parameters: u64) -> RequestMix {
     RequestMix {
-        num_requests: 64,
+        num_requests: 16,
         max_prompt_tokens: 32,
         max_answer_tokens: 512,
         answers: Answers::Spread,
