@@ -504,7 +504,8 @@ template <int F, int MT, int NT, int KIB>
 int start(const aisp_ctx *ctx, const Tiles &tiles, float tensor_scale, const aisp_linear_args &args, aisp_stream stream) {
   const int groups = (int)ceil_div(tiles.num_tiles, MT);
   const int places = ctx->sm_count * (NT == 1 ? 2 : 1);
-  const bool whole = tiles.row_bytes % Format<F>::ROW_BYTES == 0;
+  // Rows of W may be padded to whole stages where those of x are not: what lies behind x need not even be a number.
+  const bool whole = tiles.row_bytes % Format<F>::ROW_BYTES == 0 && tiles.k % Format<F>::STAGE_K == 0;
   return launch(ctx, whole ? linear_kernel<F, MT, NT, KIB, true> : linear_kernel<F, MT, NT, KIB, false>,
                 groups < places ? groups : places, WARPS * 32, shared_bytes<F, MT, NT, KIB>(), stream, tiles, tensor_scale, args);
 }
