@@ -173,10 +173,12 @@ typedef struct {
   int32_t num_rows;         // T
 } aisp_linear_args;
 
-// Rows that aisp_linear takes in one call; weights are read from memory once for each 8 rows up to 8, 16, 32, 64.
+// Rows that aisp_linear takes in one call; kernels exist for up to 8, 16, 32 and 64.
 #define AISP_LINEAR_MAX_ROWS 64
-// Weight bytes are read once; 1..64 rows; every format. N is a multiple of 16 (32 for SILU_MUL).
-// Order of sums: K is cut in 8 slices at multiples of 256; each slice is summed in order by f32 tensor-core
+// With AISP_CTX_PDL, weights are read while the kernel launched just before still runs, so that one must not write them:
+// wait for the stream once after loading.
+// Weight bytes are read once; 1..64 rows; every format. Above 16 rows aisp_gemm_run is faster for bf16. N is a multiple of 16 (32 for SILU_MUL).
+// Order of sums: K is cut in 8 slices at multiples of 256 (bf16: 128); each slice is summed in order by f32 tensor-core
 // accumulation over K; slices are added in order. It does not depend on T.
 int aisp_linear(const aisp_ctx *ctx, const aisp_weight *w, const aisp_linear_args *args, aisp_stream stream);
 

@@ -5,11 +5,12 @@
 // Alignment  16 bytes; K a multiple of 8.
 // Bytes      W and its scales once, x once a block (from the L2), results.
 // Flops      2 T N K (the tensor cores do 8 ceil(T / 8) rows).
-// Launch     at most two blocks of 8 warps a multiprocessor, persistent over tiles of 16 or 32 rows of W. Warp s owns slice s of K and
-//            its own ring of stages in shared memory; the ring is filled before the wait on the predecessor
+// Launch     at most two blocks of 8 warps a multiprocessor, persistent over tiles of 16 or 32 rows of W. Warp s owns slice
+//            s of K and its own ring of stages in shared memory; the ring is filled before the wait on the predecessor
 //            (weights never change), so under programmatic launch the first copies run while that one drains.
-// Sums       along a slice in f32 by mma.m16n8k16 in a fixed order of k, then slices 0..7 in order. A column of the
-//            product never meets another, so the order does not depend on T, nor on the tile.
+// Sums       slices of K are cut between stages (128 k of bf16, 256 of others); along a slice in f32 by mma.m16n8k16 in a
+//            fixed order of k, then slices 0..7 in order. A column of the product never meets another, so the order does
+//            not depend on T, nor on the tile.
 // Codes      bf16, e4m3 and e2m1 x e4m3 are exact in bf16; integer codes are, and their scale is applied in f32
 //            to the sum of each group of 32.
 #include "common.cuh"
@@ -18,57 +19,49 @@ namespace aisp {
 namespace {
 
 constexpr int WARPS = 8;
-constexpr int SLICE_UNIT = 256; // slices are cut at multiples of this many k
-#ifndef AISP_LINEAR_RING_KIB
-#define AISP_LINEAR_RING_KIB 80
-#endif
-#ifndef AISP_LINEAR_BLOCKS
-#define AISP_LINEAR_BLOCKS 2
-#endif
 
 // One stage: a warp's 16 MT rows by STAGE_K values, of ROW_BYTES and, for groups of 32 or 16, SCALE_BYTES a row.
-#ifndef AISP_LINEAR_ROW
-#define AISP_LINEAR_ROW 128
-#endif
-constexpr int row_of(int mt) { return mt == 1 ? AISP_LINEAR_ROW : 128; }
-template <int F, int MT>
+// Rows of 256 bytes run faster than 128, at half as many stages.
+template <int F>
 struct Format;
-template <int MT>
-struct Format<AISP_BF16, MT> {
-  static constexpr int ROW_BYTES = row_of(MT), STAGE_K = ROW_BYTES / 2, SCALE_BYTES = 0;
+template <>
+struct Format<AISP_BF16> {
+  static constexpr int ROW_BYTES = 256, STAGE_K = 128, SCALE_BYTES = 0;
 };
-template <int MT>
-struct Format<AISP_FP8, MT> {
-  static constexpr int ROW_BYTES = row_of(MT), STAGE_K = ROW_BYTES, SCALE_BYTES = 0;
+template <>
+struct Format<AISP_FP8> {
+  static constexpr int ROW_BYTES = 256, STAGE_K = 256, SCALE_BYTES = 0;
 };
-template <int MT>
-struct Format<AISP_W8G32, MT> {
+template <>
+struct Format<AISP_W8G32> {
   static constexpr int ROW_BYTES = 256, STAGE_K = 256, SCALE_BYTES = 16;
 };
-template <int MT>
-struct Format<AISP_W4G32, MT> {
+template <>
+struct Format<AISP_W4G32> {
   static constexpr int ROW_BYTES = 128, STAGE_K = 256, SCALE_BYTES = 32;
 };
-template <int MT>
-struct Format<AISP_NVFP4, MT> {
+template <>
+struct Format<AISP_NVFP4> {
   static constexpr int ROW_BYTES = 128, STAGE_K = 256, SCALE_BYTES = 16;
 };
 
 template <int F, int MT>
 __host__ __device__ constexpr int stage_bytes() {
-  return 16 * MT * (Format<F, MT>::ROW_BYTES + Format<F, MT>::SCALE_BYTES);
+  return 16 * MT * (Format<F>::ROW_BYTES + Format<F>::SCALE_BYTES);
 }
-// Two blocks must fit on a multiprocessor: rings of about 80 KiB, which small cards have too. While one block finishes, the next kernel's fills its ring.
-template <int F, int MT, int NT>
+// Kibibytes of a block's rings. Two blocks fit on a large multiprocessor: while one finishes, the next kernel's fills its
+// rings. Cards with 99 KiB a block take the small size.
+constexpr int RING = 96, SMALL_RING = 64;
+template <int F, int MT, int KIB>
 __host__ __device__ constexpr int num_stages() {
-  constexpr int fit = AISP_LINEAR_RING_KIB * 1024 / (WARPS * stage_bytes<F, MT>());
+  constexpr int fit = KIB * 1024 / (WARPS * stage_bytes<F, MT>());
   return fit < 2 ? 2 : fit > 6 ? 6 : fit;
 }
-template <int F, int MT, int NT>
+template <int F, int MT, int NT, int KIB>
 __host__ __device__ constexpr int shared_bytes() {
   // The exchange of slice sums, twice, and the rows' norm scales.
   constexpr int red = 2 * WARPS * MT * 16 * NT * 8 * 4;
-  return WARPS * num_stages<F, MT, NT>() * stage_bytes<F, MT>() + red + 64 * 4;
+  return WARPS * num_stages<F, MT, KIB>() * stage_bytes<F, MT>() + red + 64 * 4;
 }
 
 struct Tiles {
@@ -90,7 +83,7 @@ __device__ inline int half_row(const Tiles &t, int tile, int half) {
 // repeats that one, and what comes of it is dropped.
 template <int F, int MT, bool WHOLE>
 __device__ inline void fill_stage(const Tiles &t, int tile, int ks, uint32_t stage, int lane) {
-  using Fm = Format<F, MT>;
+  using Fm = Format<F>;
   constexpr int PIECES = Fm::ROW_BYTES / 16;     // of a row
   constexpr int ROWS_A_COPY = 32 / PIECES;       // rows that 32 lanes copy at once
   const int piece = lane % PIECES;
@@ -154,9 +147,9 @@ __device__ inline uint32_t fp4_pair(uint32_t word, int i, uint32_t scale) {
 
 // The values of x that a lane will need next, a few pieces of 8 k ahead of the sums: they come from the L2 or the L1, and
 // a stage must not wait for them.
-template <int F, int MT, int NT, bool WHOLE>
+template <int F, int NT, bool WHOLE>
 struct XAhead {
-  static constexpr int PIECES = Format<F, MT>::STAGE_K / 32; // of a stage
+  static constexpr int PIECES = Format<F>::STAGE_K / 32; // of a stage
   static constexpr int WANTED = NT <= 2 ? 4 : NT == 4 ? 2 : 1, DEPTH = WANTED < PIECES ? WANTED : PIECES;
   Columns<NT, WHOLE> columns;
   uint4 ahead[DEPTH][NT];
@@ -171,7 +164,7 @@ struct XAhead {
 #pragma unroll
     for (int p = 0; p < DEPTH; p++)
 #pragma unroll
-      for (int nt = 0; nt < NT; nt++) ahead[p][nt] = columns.load(nt, ks * Format<F, MT>::STAGE_K + place(p, c));
+      for (int nt = 0; nt < NT; nt++) ahead[p][nt] = columns.load(nt, ks * Format<F>::STAGE_K + place(p, c));
   }
   // Piece p of stage ks; queues the one DEPTH later, which may lie in stage next_ks.
   __device__ inline void take(uint4 (&b)[NT], int p, int ks, int next_ks, int c) {
@@ -179,7 +172,7 @@ struct XAhead {
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
       b[nt] = ahead[p % DEPTH][nt];
-      ahead[p % DEPTH][nt] = columns.load(nt, stage * Format<F, MT>::STAGE_K + place(later % PIECES, c));
+      ahead[p % DEPTH][nt] = columns.load(nt, stage * Format<F>::STAGE_K + place(later % PIECES, c));
     }
   }
 };
@@ -188,8 +181,8 @@ __device__ inline uint32_t word_of(const uint4 &v, int i) { return i == 0 ? v.x 
 
 // acc += W[stage] x[stage].
 template <int F, int MT, int NT, bool WHOLE>
-__device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, int ks, int next_ks, XAhead<F, MT, NT, WHOLE> &x, int lane) {
-  using Fm = Format<F, MT>;
+__device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, int ks, int next_ks, XAhead<F, NT, WHOLE> &x, int lane) {
+  using Fm = Format<F>;
   const int r = lane / 4, c = lane % 4;
   const uint32_t row_at = stage + r * Fm::ROW_BYTES;
   const uint32_t flip = (r & 1) << 2;
@@ -390,10 +383,10 @@ __device__ inline void finish(const aisp_linear_args &args, const Tiles &tiles, 
   }
 }
 
-template <int F, int MT, int NT, bool WHOLE>
+template <int F, int MT, int NT, int KIB, bool WHOLE>
 __global__ void __launch_bounds__(WARPS * 32, NT == 1 ? 2 : 1) linear_kernel(const Tiles tiles, const float tensor_scale, const aisp_linear_args args) {
-  using Fm = Format<F, MT>;
-  constexpr int STAGES = num_stages<F, MT, NT>();
+  using Fm = Format<F>;
+  constexpr int STAGES = num_stages<F, MT, KIB>();
   constexpr int STAGE = stage_bytes<F, MT>();
   constexpr int OUTS = MT * 16 * NT * 8;
   extern __shared__ __align__(128) uint8_t shared[];
@@ -402,11 +395,8 @@ __global__ void __launch_bounds__(WARPS * 32, NT == 1 ? 2 : 1) linear_kernel(con
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const uint32_t ring = shared_address(shared) + warp * STAGES * STAGE;
 
-  const int units = (tiles.k + SLICE_UNIT - 1) / SLICE_UNIT;
-  constexpr int PER_UNIT = SLICE_UNIT / Fm::STAGE_K;
-  const int last_stage = (tiles.k + Fm::STAGE_K - 1) / Fm::STAGE_K;
-  const int ks_begin = warp * units / WARPS * PER_UNIT;
-  const int ks_end = min((warp + 1) * units / WARPS * PER_UNIT, last_stage);
+  const int num_stages_k = (tiles.k + Fm::STAGE_K - 1) / Fm::STAGE_K;
+  const int ks_begin = warp * num_stages_k / WARPS, ks_end = (warp + 1) * num_stages_k / WARPS;
   const int per_tile = ks_end - ks_begin;
   const int num_groups = (tiles.num_tiles + MT - 1) / MT;
   const int my_groups = ((int)gridDim.x + num_groups - 1 - (int)blockIdx.x) / (int)gridDim.x;
@@ -427,7 +417,7 @@ __global__ void __launch_bounds__(WARPS * 32, NT == 1 ? 2 : 1) linear_kernel(con
   pdl_wait();
   pdl_launch();
 
-  XAhead<F, MT, NT, WHOLE> ahead;
+  XAhead<F, NT, WHOLE> ahead;
   Columns<NT, WHOLE> &x = ahead.columns;
   x.k = tiles.k;
 #pragma unroll
@@ -510,25 +500,29 @@ __global__ void __launch_bounds__(WARPS * 32, NT == 1 ? 2 : 1) linear_kernel(con
   }
 }
 
-template <int F, int MT, int NT>
+template <int F, int MT, int NT, int KIB>
 int start(const aisp_ctx *ctx, const Tiles &tiles, float tensor_scale, const aisp_linear_args &args, aisp_stream stream) {
   const int groups = (int)ceil_div(tiles.num_tiles, MT);
-  const int places = ctx->sm_count * (NT == 1 ? AISP_LINEAR_BLOCKS : 1);
-  const bool whole = tiles.row_bytes % Format<F, MT>::ROW_BYTES == 0;
-  return launch(ctx, whole ? linear_kernel<F, MT, NT, true> : linear_kernel<F, MT, NT, false>, groups < places ? groups : places,
-                WARPS * 32, shared_bytes<F, MT, NT>(), stream, tiles, tensor_scale, args);
+  const int places = ctx->sm_count * (NT == 1 ? 2 : 1);
+  // Rows of W may be padded to whole stages where those of x are not: what lies behind x need not even be a number.
+  const bool whole = tiles.row_bytes % Format<F>::ROW_BYTES == 0 && tiles.k % Format<F>::STAGE_K == 0;
+  return launch(ctx, whole ? linear_kernel<F, MT, NT, KIB, true> : linear_kernel<F, MT, NT, KIB, false>,
+                groups < places ? groups : places, WARPS * 32, shared_bytes<F, MT, NT, KIB>(), stream, tiles, tensor_scale, args);
 }
 
 // Two tiles at once halve the reads of x, where that leaves no multiprocessor idle longer.
 template <int F, int NT>
 int choose_tiles(const aisp_ctx *ctx, const Tiles &tiles, float tensor_scale, const aisp_linear_args &args, aisp_stream stream) {
-  const int places = ctx->sm_count;
-  const bool fits = shared_bytes<F, 2, NT>() <= ctx->shared_bytes_per_block;
+  const int places = ctx->sm_count, most = ctx->shared_bytes_per_block;
   const int64_t rounds1 = ceil_div(tiles.num_tiles, places), rounds2 = 2 * ceil_div(ceil_div(tiles.num_tiles, 2), places);
-  if constexpr (NT < 8) { // beyond that, two tiles do not fit the registers
-    if (fits && args.num_rows > 1 && rounds2 <= rounds1) return start<F, 2, NT>(ctx, tiles, tensor_scale, args, stream);
+  if constexpr (NT == 2 || NT == 4) { // few rows are read cheaply, and with many, two tiles do not fit the registers
+    if (shared_bytes<F, 2, NT, RING>() <= most && rounds2 <= rounds1)
+      return start<F, 2, NT, RING>(ctx, tiles, tensor_scale, args, stream);
   }
-  return start<F, 1, NT>(ctx, tiles, tensor_scale, args, stream);
+  if constexpr (NT <= 2) {
+    if (shared_bytes<F, 1, NT, RING>() > most) return start<F, 1, NT, SMALL_RING>(ctx, tiles, tensor_scale, args, stream);
+  }
+  return start<F, 1, NT, RING>(ctx, tiles, tensor_scale, args, stream);
 }
 
 template <int F>
@@ -539,17 +533,19 @@ int choose_rows(const aisp_ctx *ctx, const Tiles &tiles, float tensor_scale, con
   return choose_tiles<F, 8>(ctx, tiles, tensor_scale, args, stream);
 }
 
-template <int F, int MT, int NT>
+template <int F, int MT, int NT, int KIB>
 int raise_limit(const aisp_ctx *ctx) {
-  if (shared_bytes<F, MT, NT>() > ctx->shared_bytes_per_block) return 0; // never launched there
-  for (auto kernel : {linear_kernel<F, MT, NT, true>, linear_kernel<F, MT, NT, false>})
-    if (int code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<F, MT, NT>())) return code;
+  if (shared_bytes<F, MT, NT, KIB>() > ctx->shared_bytes_per_block) return 0; // never launched there
+  for (auto kernel : {linear_kernel<F, MT, NT, KIB, true>, linear_kernel<F, MT, NT, KIB, false>})
+    if (int code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<F, MT, NT, KIB>())) return code;
   return 0;
 }
 template <int F>
 int raise_limits(const aisp_ctx *ctx) {
-  int (*const all[])(const aisp_ctx *) = {raise_limit<F, 1, 1>, raise_limit<F, 1, 2>, raise_limit<F, 1, 4>, raise_limit<F, 1, 8>,
-                          raise_limit<F, 2, 1>, raise_limit<F, 2, 2>, raise_limit<F, 2, 4>};
+  int (*const all[])(const aisp_ctx *) = {raise_limit<F, 1, 1, RING>,       raise_limit<F, 1, 2, RING>, raise_limit<F, 1, 4, RING>,
+                                          raise_limit<F, 1, 8, RING>,       raise_limit<F, 2, 2, RING>,
+                                          raise_limit<F, 2, 4, RING>,       raise_limit<F, 1, 1, SMALL_RING>,
+                                          raise_limit<F, 1, 2, SMALL_RING>};
   for (auto raise : all)
     if (int code = raise(ctx)) return code;
   return 0;

@@ -278,7 +278,8 @@ mod tests {
             assert!(message.contains(part), "{args:?}: {message}");
         };
         check(&["--optimizations", "turbo"], "unknown optimization `turbo`");
-        check(&["--optimizations", "cuda-graphs"], "cuda-graphs needs fused-ops");
+        check(&["--optimizations", "cuda-graphs"], "cuda-graphs does not apply on cpu");
+        check(&["--device", "cuda", "--optimizations", "cuda-graphs"], "cuda-graphs needs fused-ops");
         check(&["--optimizations", "all,cuda-graphs"], "cuda-graphs does not apply on cpu");
         check(&["--device", "cuda", "--optimizations", "pinned-pool,fast-linear"], "does not apply on cuda");
         check(&["--device", "tpu"], "choose cpu, cuda or cuda:N");

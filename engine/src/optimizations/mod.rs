@@ -362,6 +362,8 @@ impl Optimization {
         let bound = self.spec().bound?;
         Some(match (device, self) {
             (DeviceKind::Cuda, Self::WeightsFp4) => LogitBound { perplexity: 0.1, ..bound },
+            // Of some hundred positions, one in a thousand is the worst of all: it moves with the order of sums.
+            (DeviceKind::Cuda, Self::KvFp8) => LogitBound { high_kl: 0.2, ..bound },
             (DeviceKind::Cuda, _) if bound == LogitBound::KERNEL => LogitBound::BF16_KERNEL,
             _ => bound,
         })

@@ -138,10 +138,10 @@ impl Selection {
         optimizations: impl IntoIterator<Item = Optimization>,
     ) -> Result<Self, SelectionError> {
         let set: BTreeSet<_> = optimizations.into_iter().collect();
+        if let Some(foreign) = set.iter().map(|o| o.spec()).find(|spec| !spec.devices.include(device)) {
+            return Err(SelectionError::NotOnDevice { name: foreign.name, device });
+        }
         for (optimization, spec) in set.iter().map(|o| (o, o.spec())) {
-            if !spec.devices.include(device) {
-                return Err(SelectionError::NotOnDevice { name: spec.name, device });
-            }
             if let Some(second) = spec.conflicts.iter().find(|o| set.contains(o)) {
                 return Err(SelectionError::Conflict { first: spec.name, second: second.name() });
             }

@@ -5,8 +5,8 @@
 
 #include "harness.hpp"
 
-// Rounding the result to bf16: at worst (2^-9)^2 = 3.8e-6 for each of two roundings.
-static constexpr double BF16_ROUNDING = 1e-5;
+// Rounding to bf16 is off by at most 2^-8 of the value; where one outlier carries the sum, that is the error: (2^-8)^2.
+static constexpr double BF16_ROUNDING = 1.6e-5;
 static aisp_ctx *CTX;
 static uint64_t SEED = 1;
 
