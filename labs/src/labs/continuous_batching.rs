@@ -39,8 +39,13 @@ impl Lab for ContinuousBatchingLab {
             EngineArm { name: "static".into(), selection: Selection::closed(rest) },
             EngineArm { name: "continuous".into(), selection: with },
         ];
-        let settings =
-            EngineSettings { max_num_seqs: 8, max_model_len: 576, num_kv_tokens: 8 * 576, ..EngineSettings::default() };
+        let settings = EngineSettings {
+            max_num_seqs: 16,
+            max_model_len: 576,
+            num_kv_tokens: 16 * 576,
+            is_greedy: true,
+            ..EngineSettings::default()
+        };
         Ok(Box::new(EngineExperiment::new(context, spread_answers, settings, arms)?))
     }
 }

@@ -34,6 +34,8 @@ pub struct EngineSettings {
     pub dense_weights: bool,
     /// Whether all prompts begin alike, as far as the longest goes.
     pub common_beginning: bool,
+    /// Whether every answer is greedy, so that the sampler is no part of what is compared.
+    pub is_greedy: bool,
     /// What makes a request good.
     pub slo: Slo,
     /// USD per hour of the machine.
@@ -50,6 +52,7 @@ impl Default for EngineSettings {
             num_kv_tokens: 1024,
             dense_weights: false,
             common_beginning: false,
+            is_greedy: false,
             slo,
             hourly_rate: CPU_HOURLY_RATE,
         }
@@ -141,6 +144,7 @@ impl EngineExperiment {
         let info = probe.model_info();
         let kv_bytes_per_token = info.kv_cache_bytes / info.num_kv_slots.max(1) as u64;
         let mut requests = RequestSet::draw(mix(info.num_parameters), &probe, context.seed)?;
+        requests.is_greedy = settings.is_greedy;
         if settings.common_beginning {
             requests.begin_alike();
         }
