@@ -23,7 +23,7 @@ const NUM_ANSWERS: usize = 4;
 const STEADY_STEPS: usize = 30;
 
 /// Prompt tokens that a step takes beside answers.
-const CHUNK_TOKENS: usize = 16;
+const CHUNK_TOKENS: usize = 4;
 
 /// The lab.
 #[derive(Debug, Clone, Copy)]
