@@ -25,7 +25,7 @@ mod build {
     use candle_core::DType;
 
     use super::*;
-    use crate::builder::{Built, CacheSize};
+    use crate::builder::Built;
     use crate::components::{self, Bookkeeping, Engagement};
     use crate::compute::Compute;
     use crate::device::DeviceChoice;
@@ -85,7 +85,7 @@ mod build {
                 Bookkeeping::build(&plan, size.num_kv_slots, self.prefill_chunk_tokens, compute.isa);
             let runner = wrap(Box::new(runner));
             let built = Built { runner, kv: kv_manager, policies, sampler, packed, engagement, place };
-            self.finish(checkpoint, CacheSize { ..size }, selection, components::weight_type(&plan).1, built)
+            self.finish(checkpoint, size, selection, components::weight_type(&plan).1, built)
         }
 
         /// The checkpoint on the host, with what a device can draw itself left undrawn.
@@ -110,6 +110,14 @@ mod build {
             }
             Ok(checkpoint)
         }
+
+        fn cuda_limits(&self, max_model_len: usize) -> CudaLimits {
+            CudaLimits { max_num_tokens: self.max_num_batched_tokens, max_num_seqs: self.max_num_seqs, max_model_len }
+        }
+
+        fn longest_context(&self, config: &ModelConfig) -> usize {
+            self.max_model_len.unwrap_or(config.max_position_embeddings).min(config.max_position_embeddings)
+        }
     }
 
     fn kv_shape(plan: &Plan, config: &ModelConfig) -> CudaKvShape {
@@ -131,16 +139,6 @@ mod build {
             max_sequences: limits.max_sequences(),
             max_context_len: limits.max_model_len.next_multiple_of(BLOCK_SIZE),
             library: plan.products == ProductsKind::Library,
-        }
-    }
-
-    impl EngineBuilder {
-        fn cuda_limits(&self, max_model_len: usize) -> CudaLimits {
-            CudaLimits { max_num_tokens: self.max_num_batched_tokens, max_num_seqs: self.max_num_seqs, max_model_len }
-        }
-
-        fn longest_context(&self, config: &ModelConfig) -> usize {
-            self.max_model_len.unwrap_or(config.max_position_embeddings).min(config.max_position_embeddings)
         }
     }
 }

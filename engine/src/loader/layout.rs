@@ -34,6 +34,11 @@ impl TensorSpec {
     pub(crate) fn num_values(&self) -> u64 {
         self.shape.iter().map(|dim| *dim as u64).product()
     }
+
+    /// Whether it is a vector: those are kept in plain values, whatever the matrices are.
+    pub(crate) fn is_vector(&self) -> bool {
+        matches!(self.role, TensorRole::Norm | TensorRole::Bias)
+    }
 }
 
 /// Every tensor of the decoder, embeddings first, layer by layer, head last.

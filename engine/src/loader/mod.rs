@@ -11,6 +11,7 @@ mod gguf;
 mod hub;
 mod layout;
 mod limits;
+mod mapped;
 mod memory;
 mod options;
 mod source;

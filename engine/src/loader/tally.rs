@@ -6,7 +6,7 @@ use candle_core::DType;
 
 use crate::model::Weight;
 
-use super::layout::{TensorRole, TensorSpec};
+use super::layout::TensorSpec;
 
 /// Counts parameters, bytes and formats while tensors come in.
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ impl Tally {
                 if tensor.is_quantized() { file_format.to_owned() } else { file_format.to_lowercase() }
             }
         };
-        if !matches!(spec.role, TensorRole::Norm | TensorRole::Bias) {
+        if !spec.is_vector() {
             *self.matrix_values_by_format.entry(format).or_default() += num_values;
         }
     }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use aisp_kernels::cuda::{DeviceBuffer, DeviceWeight, Gpu, WeightFormat};
 use aisp_kernels::linear::StoredTensor;
+use candle_core::DType;
 use candle_core::quantized::GgmlDType;
-use candle_core::{DType, Device};
 use half::bf16;
 
 use super::take::PackedWeights;
-use super::weights::{HeapWeight, Weight, Weights};
+use super::weights::{Weight, Weights};
 use crate::error::EngineError;
 
 /// What a vector is for, and what makes it smaller.
@@ -46,10 +46,7 @@ impl CudaTake<'_> {
     }
 
     fn values(&mut self, name: &str, len: usize) -> Result<Vec<f32>, EngineError> {
-        let tensor = match self.weight(name, &[len])?.into_heap()? {
-            HeapWeight::Dense(tensor) => tensor,
-            HeapWeight::Quantized(tensor) => tensor.dequantize(&Device::Cpu)?,
-        };
+        let tensor = self.weights.take_shaped(name, &[len])?.into_tensor()?;
         Ok(tensor.to_dtype(DType::F32)?.to_vec1()?)
     }
 
@@ -74,7 +71,7 @@ impl CudaTake<'_> {
         let n = parts.iter().map(|(_, rows)| rows).sum();
         let mut weights = Vec::with_capacity(parts.len());
         for &(name, rows) in parts {
-            let weight = self.weight(&format!("{name}.weight"), &[rows, k])?;
+            let weight = self.weights.take_shaped(&format!("{name}.weight"), &[rows, k])?;
             self.packed.released_bytes += weight.num_bytes();
             weights.push((rows, weight));
         }
@@ -107,15 +104,6 @@ impl CudaTake<'_> {
         });
         drawn.collect()
     }
-
-    fn weight(&mut self, name: &str, shape: &[usize]) -> Result<Weight, EngineError> {
-        let fail = |message: String| EngineError::Weight { name: name.to_owned(), message };
-        let weight = self.weights.take(name).ok_or_else(|| fail("is missing from the checkpoint".into()))?;
-        match weight.dims() == shape {
-            true => Ok(weight),
-            false => Err(fail(format!("has shape {:?}, the config asks for {shape:?}", weight.dims()))),
-        }
-    }
 }
 
 fn gguf_format(weight: &Weight) -> Option<(WeightFormat, i32)> {
@@ -140,9 +128,5 @@ fn bf16_values(weight: Weight) -> candle_core::Result<Vec<bf16>> {
     {
         return Ok(bytes.as_chunks().0.iter().map(|pair| bf16::from_le_bytes(*pair)).collect());
     }
-    let tensor = match weight.into_heap()? {
-        HeapWeight::Dense(tensor) => tensor,
-        HeapWeight::Quantized(tensor) => tensor.dequantize(&Device::Cpu)?,
-    };
-    tensor.to_dtype(DType::BF16)?.flatten_all()?.to_vec1()
+    weight.into_tensor()?.to_dtype(DType::BF16)?.flatten_all()?.to_vec1()
 }

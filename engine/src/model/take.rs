@@ -1,7 +1,7 @@
 //! Takes tensors out of a checkpoint and checks their shapes.
 
 use aisp_kernels::linear::{Linear, LinearSource, PackedLinear, WeightType};
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::pack_progress::PackProgress;
 use super::weights::{HeapWeight, Weight, Weights};
@@ -51,21 +51,11 @@ impl Projection {
 
 impl Take<'_> {
     pub fn weight(&mut self, name: &str, shape: &[usize]) -> std::result::Result<Weight, EngineError> {
-        let fail = |message: String| EngineError::Weight { name: name.to_owned(), message };
-        let weight = self.weights.take(name).ok_or_else(|| fail("is missing from the checkpoint".into()))?;
-        if weight.dims() != shape {
-            return Err(fail(format!("has shape {:?}, the config asks for {shape:?}", weight.dims())));
-        }
-        Ok(weight)
+        self.weights.take_shaped(name, shape)
     }
 
     pub fn vector(&mut self, name: &str, len: usize) -> std::result::Result<Tensor, EngineError> {
-        let tensor = match self.weight(name, &[len])? {
-            Weight::Dense(tensor) => tensor,
-            Weight::Quantized(tensor) => tensor.dequantize(&tensor.device())?,
-            Weight::Mapped(tensor) => tensor.stored().to_tensor(&Device::Cpu)?,
-        };
-        Ok(tensor.to_dtype(self.dtype)?)
+        Ok(self.weight(name, &[len])?.into_tensor()?.to_dtype(self.dtype)?)
     }
 
     pub fn values(&mut self, name: &str, len: usize) -> std::result::Result<Vec<f32>, EngineError> {

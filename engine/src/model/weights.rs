@@ -9,6 +9,8 @@ use aisp_kernels::linear::StoredTensor;
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 
+use crate::error::EngineError;
+
 /// One tensor of a checkpoint.
 #[derive(Debug, Clone)]
 pub enum Weight {
@@ -102,6 +104,17 @@ impl Weight {
         })
     }
 
+    /// The same in plain values: floats in the type they have, blocks as f32.
+    ///
+    /// Errors: out of memory.
+    pub fn into_tensor(self) -> candle_core::Result<Tensor> {
+        match self {
+            Self::Dense(tensor) => Ok(tensor),
+            Self::Quantized(tensor) => tensor.dequantize(&tensor.device()),
+            Self::Mapped(tensor) => tensor.stored().to_tensor(&Device::Cpu),
+        }
+    }
+
     /// Bytes in memory.
     pub fn num_bytes(&self) -> u64 {
         match self {
@@ -150,6 +163,18 @@ impl Weights {
     /// Takes a tensor out, so that each is used once.
     pub fn take(&mut self, name: &str) -> Option<Weight> {
         self.tensors.remove(name)
+    }
+
+    /// The same for a tensor that must be there in a shape.
+    ///
+    /// Errors: it is missing or has another shape.
+    pub fn take_shaped(&mut self, name: &str, shape: &[usize]) -> Result<Weight, EngineError> {
+        let fail = |message: String| EngineError::Weight { name: name.to_owned(), message };
+        let weight = self.take(name).ok_or_else(|| fail("is missing from the checkpoint".into()))?;
+        if weight.dims() != shape {
+            return Err(fail(format!("has shape {:?}, the config asks for {shape:?}", weight.dims())));
+        }
+        Ok(weight)
     }
 
     /// Expands every quantized tensor to f32.

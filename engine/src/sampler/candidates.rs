@@ -168,7 +168,6 @@ fn filtered(
     if params.min_p > 0.0 && !has_top_k && min_p_floor > floor {
         floor = min_p_floor;
     }
-    // One beyond the best, if that is infinitely far above the rest.
     row.sorted(floor, f32::INFINITY, candidates);
     let beyond = (f64::from(floor - row.max) / f64::from(temperature)).exp();
     let prefix = Prefix { ids: candidates, beyond };

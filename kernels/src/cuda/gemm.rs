@@ -2,6 +2,7 @@
 //! runs depends on the number of rows.
 #![allow(unsafe_code, reason = "cuBLASLt is foreign")]
 
+use std::ffi::c_void;
 use std::sync::Arc;
 
 use half::bf16;
@@ -79,9 +80,7 @@ impl Gemm {
         flush: DeviceSlice<'_, u8>,
     ) -> Result<f32, CudaError> {
         const OP: &str = "timing matrix products";
-        let x = x.at_least(OP, "x", num_rows * self.k)?;
-        let w = self.bf16_weight(OP, weight, scratch)?;
-        let out = out.at_least(OP, "out", num_rows * self.n)?;
+        let (x, w, out) = self.operands(OP, num_rows, x, weight, scratch, out)?;
         let mut best_us = 0.0;
         let flush_bytes = flush.len();
         let flush = flush.at_least(OP, "flush", flush_bytes)?;
@@ -90,11 +89,11 @@ impl Gemm {
             ffi::aisp_gemm_tune(
                 self.gemm,
                 num_rows as i32,
-                x.cast(),
+                x,
                 std::ptr::null(),
                 w,
                 std::ptr::null(),
-                out.cast(),
+                out,
                 scratch.workspace.ptr(),
                 scratch.workspace.len(),
                 flush.cast(),
@@ -119,19 +118,17 @@ impl Gemm {
         out: DeviceSlice<'_, T>,
     ) -> Result<(), CudaError> {
         const OP: &str = "a matrix product";
-        let x = x.at_least(OP, "x", num_rows * self.k)?;
-        let w = self.bf16_weight(OP, weight, scratch)?;
-        let out = out.at_least(OP, "out", num_rows * self.n)?;
+        let (x, w, out) = self.operands(OP, num_rows, x, weight, scratch, out)?;
         // SAFETY: operands have the sizes of the shape.
         let code = unsafe {
             ffi::aisp_gemm_run(
                 self.gemm,
                 num_rows as i32,
-                x.cast(),
+                x,
                 std::ptr::null(),
                 w,
                 std::ptr::null(),
-                out.cast(),
+                out,
                 scratch.workspace.ptr(),
                 scratch.workspace.len(),
                 self.gpu.stream(),
@@ -140,12 +137,28 @@ impl Gemm {
         check(OP, code)
     }
 
+    /// Addresses of what a product of `num_rows` reads and writes, large enough for it.
+    fn operands<T>(
+        &self,
+        op: &'static str,
+        num_rows: usize,
+        x: DeviceSlice<'_, bf16>,
+        weight: &DeviceWeight,
+        scratch: &GemmScratch,
+        out: DeviceSlice<'_, T>,
+    ) -> Result<(*const c_void, *const c_void, *mut c_void), CudaError> {
+        let x = x.at_least(op, "x", num_rows * self.k)?;
+        let w = self.bf16_weight(op, weight, scratch)?;
+        let out = out.at_least(op, "out", num_rows * self.n)?;
+        Ok((x.cast_const().cast(), w, out.cast()))
+    }
+
     fn bf16_weight(
         &self,
         op: &'static str,
         weight: &DeviceWeight,
         scratch: &GemmScratch,
-    ) -> Result<*const std::ffi::c_void, CudaError> {
+    ) -> Result<*const c_void, CudaError> {
         let (needed, actual) = (self.n * self.k, weight.out_features() * weight.in_features());
         if actual != needed {
             return Err(CudaError::TooSmall { op, what: "weight", actual, needed });

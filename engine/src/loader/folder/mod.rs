@@ -15,7 +15,7 @@ use crate::model::{ModelConfig, Weight, Weights};
 
 use super::checkpoint::Checkpoint;
 use super::error::{FieldError, LoadError, printable};
-use super::layout::{TensorRole, TensorSpec, tensor_specs};
+use super::layout::{TensorSpec, tensor_specs};
 use super::memory;
 use super::options::LoadOptions;
 use super::source::ModelSource;
@@ -71,12 +71,11 @@ fn read_weights(folder: &Path, config: &ModelConfig, options: &LoadOptions) -> R
     let mut weights = Weights::default();
     let mut tally = Tally::default();
     for spec in &specs {
-        let shard = shard_of.get(&spec.name).and_then(|index| shards.get_mut(*index));
+        let shard = shard_of.get(&spec.name).and_then(|index| shards.get(*index));
         let Some(shard) = shard else {
             return Err(LoadError::MissingTensor { file: shown, name: spec.name.clone() });
         };
-        let is_vector = matches!(spec.role, TensorRole::Norm | TensorRole::Bias);
-        let (weight, file_format) = match shard.mapped(&spec.name)?.filter(|_| !is_vector) {
+        let (weight, file_format) = match shard.mapped(&spec.name)?.filter(|_| !spec.is_vector()) {
             Some(mapped) => mapped,
             None => {
                 let (tensor, file_format) = shard.read(&spec.name, dtype, &options.device)?;

@@ -13,7 +13,8 @@ use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::super::error::{FieldError, LoadError, printable};
-use crate::model::{FileBytes, MappedTensor, Weight};
+use super::super::mapped::mapped_weight;
+use crate::model::{FileBytes, Weight};
 
 /// Largest header; real ones have a few hundred bytes a tensor.
 const MAX_HEADER_BYTES: u64 = 32 << 20;
@@ -77,9 +78,7 @@ impl SafetensorsFile {
     /// A matrix left where it is, with its type in the file; `None` if this file's are read.
     pub(crate) fn mapped(&self, tensor: &str) -> Result<Option<(Weight, &'static str)>, LoadError> {
         let Some(map) = &self.map else { return Ok(None) };
-        let missing = || LoadError::MissingTensor { file: self.name.clone(), name: printable(tensor) };
-        let info = self.header.info(tensor).ok_or_else(missing)?;
-        let file_dtype = float_dtype(info, tensor).map_err(|error| error.in_file(&self.name))?;
+        let (info, file_dtype) = self.floats(tensor)?;
         let ggml = match file_dtype {
             DType::BF16 => GgmlDType::BF16,
             DType::F16 => GgmlDType::F16,
@@ -87,32 +86,35 @@ impl SafetensorsFile {
         };
         let (start, end) = info.data_offsets;
         let range = self.data_start as usize + start..self.data_start as usize + end;
-        let changed = || std::io::Error::other("the file changed while it was opened");
-        let mapped = MappedTensor::new(map.clone(), range, ggml, &info.shape);
-        let mapped = mapped.ok_or_else(|| LoadError::io(&self.name, "map", &changed()))?;
-        Ok(Some((Weight::Mapped(mapped), file_dtype.as_str())))
+        Ok(Some((mapped_weight(map, &self.name, range, ggml, &info.shape)?, file_dtype.as_str())))
     }
 
     /// Reads a tensor and converts it. Returns it with its type in the file.
     pub(crate) fn read(
-        &mut self,
+        &self,
         tensor: &str,
         dtype: DType,
         device: &Device,
     ) -> Result<(Tensor, &'static str), LoadError> {
-        let missing = || LoadError::MissingTensor { file: self.name.clone(), name: printable(tensor) };
-        let info = self.header.info(tensor).ok_or_else(missing)?;
-        let file_dtype = float_dtype(info, tensor).map_err(|error| error.in_file(&self.name))?;
+        let (info, file_dtype) = self.floats(tensor)?;
         let (start, end) = info.data_offsets;
         let mut bytes = vec![0; end - start];
-        self.file
-            .seek(SeekFrom::Start(self.data_start + start as u64))
-            .and_then(|_| self.file.read_exact(&mut bytes))
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(self.data_start + start as u64))
+            .and_then(|_| file.read_exact(&mut bytes))
             .map_err(|error| LoadError::io(&self.name, "read", &error))?;
         let tensor = Tensor::from_raw_buffer(&bytes, file_dtype, &info.shape, device)
             .and_then(|tensor| tensor.to_dtype(dtype))
             .map_err(|error| LoadError::tensor(format!("{}: {tensor}", self.name), &error))?;
         Ok((tensor, file_dtype.as_str()))
+    }
+
+    /// Where a tensor lies, and the type of its values.
+    fn floats(&self, tensor: &str) -> Result<(&TensorInfo, DType), LoadError> {
+        let missing = || LoadError::MissingTensor { file: self.name.clone(), name: printable(tensor) };
+        let info = self.header.info(tensor).ok_or_else(missing)?;
+        let file_dtype = float_dtype(info, tensor).map_err(|error| error.in_file(&self.name))?;
+        Ok((info, file_dtype))
     }
 }
 

@@ -8,10 +8,11 @@ use aisp_kernels::linear::StoredTensor;
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device};
 
-use crate::model::{FileBytes, MappedTensor, Weight};
+use crate::model::{FileBytes, Weight};
 
 use super::super::error::LoadError;
-use super::super::layout::{TensorRole, TensorSpec};
+use super::super::layout::TensorSpec;
+use super::super::mapped::mapped_weight;
 use super::header::TensorInfo;
 
 /// Reads tensors by their GGUF name, each at most once.
@@ -76,12 +77,10 @@ impl<R: Read + Seek> TensorReader<R> {
             .infos
             .remove(name)
             .ok_or_else(|| LoadError::MissingTensor { file: self.file.clone(), name: name.to_owned() })?;
-        if let Some(map) = self.map.as_ref().filter(|_| !is_vector(spec)) {
+        if let Some(map) = self.map.as_ref().filter(|_| !spec.is_vector()) {
             let range = info.offset as usize..(info.offset + info.num_bytes) as usize;
-            let mapped = MappedTensor::new(map.clone(), range, info.tensor_type.ggml(), &info.shape);
-            let changed = || std::io::Error::other("the file changed while it was opened");
-            let mapped = mapped.ok_or_else(|| LoadError::io(&self.file, "map", &changed()))?;
-            return Ok((Weight::Mapped(mapped), info.tensor_type.name()));
+            let weight = mapped_weight(map, &self.file, range, info.tensor_type.ggml(), &info.shape)?;
+            return Ok((weight, info.tensor_type.name()));
         }
         let words = self.read_words(&info)?;
         let stored = stored(&info, &words);
@@ -120,11 +119,7 @@ impl<R: Read + Seek> TensorReader<R> {
 }
 
 fn stays_quantized(info: &TensorInfo, spec: &TensorSpec) -> bool {
-    !matches!(info.tensor_type.ggml(), GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16) && !is_vector(spec)
-}
-
-fn is_vector(spec: &TensorSpec) -> bool {
-    matches!(spec.role, TensorRole::Norm | TensorRole::Bias)
+    !matches!(info.tensor_type.ggml(), GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16) && !spec.is_vector()
 }
 
 fn stored<'a>(info: &'a TensorInfo, words: &'a [u32]) -> StoredTensor<'a> {
