@@ -1,20 +1,19 @@
 //! The engine: requests in, tokens out, one step at a time. Owns all state; knows no threads and no HTTP.
 
+mod step;
+
 use std::time::{Duration, Instant};
 
-use tracing::debug_span;
+use step::Step;
 
 use crate::builder::EngineBuilder;
 use crate::components::Engagement;
-use crate::error::EngineError;
 use crate::kv_cache::{KvCacheManager, KvUsage};
 use crate::optimizations::{Exactness, Optimization, Selection};
-use crate::request::{
-    FinishReason, GeneratedToken, Request, RequestError, RequestId, RequestOutput, SamplingParams, TokenId,
-};
-use crate::runner::{Logits, ModelRunner, StepInput};
-use crate::sampler::{self, Sampled, Sampler};
-use crate::scheduler::{Batch, Scheduler, SchedulerConfig, SchedulerCounters, SchedulerPolicies, WaitingReason};
+use crate::request::{Request, RequestError, RequestId, RequestOutput, SamplingParams, TokenId};
+use crate::runner::{DeviceIdle, Logits, ModelRunner};
+use crate::sampler::Sampler;
+use crate::scheduler::{Scheduler, SchedulerConfig, SchedulerCounters, SchedulerPolicies, WaitingReason};
 use crate::sequence::Sequence;
 use crate::text::{ChatTemplate, Tokenizer};
 
@@ -91,6 +90,9 @@ pub struct Engine {
     seed: u64,
     clock: Clock,
     logits: Logits,
+    /// Whether a step may start while another is under way.
+    overlaps: bool,
+    under_way: Option<Step>,
     next_id: u64,
     num_steps: u64,
     last_step: Option<StepStats>,
@@ -125,6 +127,8 @@ pub struct EngineStats {
     pub num_steps: u64,
     /// The latest step.
     pub last_step: Option<StepStats>,
+    /// How long the device waited for the host.
+    pub device_idle: Option<DeviceIdle>,
 }
 
 /// Whether an optimization was asked for and whether it really ran.
@@ -163,7 +167,9 @@ impl Engine {
     }
 
     /// Joins parts; for runners other than the built-in model's.
-    pub fn from_parts(parts: EngineParts) -> Self {
+    pub fn from_parts(mut parts: EngineParts) -> Self {
+        let overlaps = parts.selection.contains(Optimization::OverlappedScheduling);
+        let overlaps = overlaps && parts.runner.overlapped().is_some();
         Self {
             info: parts.info,
             runner: parts.runner,
@@ -177,6 +183,8 @@ impl Engine {
             seed: parts.seed,
             clock: parts.clock,
             logits: Logits::default(),
+            overlaps,
+            under_way: None,
             next_id: 0,
             num_steps: 0,
             last_step: None,
@@ -261,92 +269,6 @@ impl Engine {
         !self.scheduler.is_idle() || !self.undelivered.is_empty()
     }
 
-    /// Computes one step and returns what it added to each request; nothing when idle.
-    ///
-    /// Errors: the model failed; requests under way are lost and the engine should be dropped.
-    pub fn step(&mut self) -> Result<Vec<RequestOutput>, EngineError> {
-        let started = (self.clock)();
-        let mut outputs = std::mem::take(&mut self.undelivered);
-        let batch = debug_span!("schedule").in_scope(|| self.scheduler.schedule(self.kv.as_mut(), started));
-        if batch.sequences.is_empty() {
-            return Ok(outputs);
-        }
-        let input =
-            debug_span!("prepare").in_scope(|| StepInput::prepare(&batch, self.scheduler.running(), self.kv.as_mut()));
-        debug_span!("forward").in_scope(|| self.runner.execute(&input, &mut self.logits, &mut self.engagement))?;
-        debug_span!("sample").in_scope(|| self.update(&batch, &input, &mut outputs))?;
-        self.num_steps += 1;
-        self.last_step = Some(StepStats {
-            num_tokens: batch.num_tokens,
-            num_sequences: batch.sequences.len(),
-            duration: (self.clock)().saturating_duration_since(started),
-        });
-        debug_assert_eq!(self.kv.check_integrity(), Ok(()));
-        Ok(outputs)
-    }
-
-    /// Samples a token for each sequence whose tokens are all computed, and ends those that are done.
-    fn update(
-        &mut self,
-        batch: &Batch,
-        input: &StepInput,
-        outputs: &mut Vec<RequestOutput>,
-    ) -> Result<(), EngineError> {
-        let now = (self.clock)();
-        let mut forks = Vec::new();
-        for (scheduled, part) in batch.sequences.iter().zip(&input.sequences) {
-            let sequence = &mut self.scheduler.running_mut()[scheduled.running_idx];
-            let first_position = sequence.num_computed_tokens;
-            sequence.num_computed_tokens += scheduled.num_new_tokens;
-            self.kv.commit(sequence.id, &sequence.tokens[..sequence.num_computed_tokens]);
-            collect_prompt_logprobs(
-                sequence,
-                first_position,
-                part.logits.clone().filter_map(|row| self.logits.row(row)),
-            );
-            if sequence.num_uncomputed_tokens() > 0 {
-                continue;
-            }
-            let Some(last) = part.logits.end.checked_sub(1) else { continue };
-            if let Some(token) = self.logits.chosen(last) {
-                // A device reports logits that are not numbers by a token that is none.
-                if token as usize >= self.info.vocab_size {
-                    return Err(EngineError::NotANumber { id: sequence.id });
-                }
-                let sampled = Sampled { id: token, logprobs: None };
-                outputs.push(take_token(sampled, sequence, &self.info.eos_token_ids, now));
-                continue;
-            }
-            let Some(row) = self.logits.row_mut(last) else { continue };
-            for mut fork in std::mem::take(&mut sequence.forks) {
-                if !self.kv.fork(sequence.id, fork.id, sequence.num_computed_tokens) {
-                    forks.push((fork, false));
-                    continue;
-                }
-                fork.follow(sequence);
-                outputs.push(next_token(
-                    &mut row.to_vec(),
-                    &mut fork,
-                    &self.info.eos_token_ids,
-                    self.sampler.as_mut(),
-                    now,
-                )?);
-                forks.push((fork, true));
-            }
-            outputs.push(next_token(row, sequence, &self.info.eos_token_ids, self.sampler.as_mut(), now)?);
-        }
-        for (fork, shares) in forks {
-            match shares {
-                true => self.scheduler.add_fork(fork, self.kv.as_mut()),
-                false => self.scheduler.add(fork),
-            }
-        }
-        for output in outputs.iter().filter(|output| output.finish.is_some()) {
-            self.scheduler.remove(output.id, self.kv.as_mut());
-        }
-        Ok(())
-    }
-
     /// Forgets every known prompt beginning. Returns false, and forgets nothing, while requests run.
     pub fn reset_prefix_cache(&mut self) -> bool {
         self.kv.reset_prefix_cache()
@@ -382,6 +304,7 @@ impl Engine {
             scheduler: self.scheduler.counters(),
             num_steps: self.num_steps,
             last_step: self.last_step,
+            device_idle: self.runner.device_idle(),
         }
     }
 
@@ -420,50 +343,4 @@ impl Engine {
             source: spec.source,
         }
     }
-}
-
-/// Adds the log-probabilities that a part of a prompt brought. Row i is that of position `first_position` + i and
-/// predicts the token after it.
-fn collect_prompt_logprobs<'a>(sequence: &mut Sequence, first_position: usize, rows: impl Iterator<Item = &'a [f32]>) {
-    let (Some(count), Some(logprobs)) = (sequence.params.prompt_logprobs, &mut sequence.prompt_logprobs) else {
-        return;
-    };
-    let predicted = &sequence.tokens[..sequence.num_prompt_tokens];
-    let predicted = predicted.iter().skip(first_position + 1);
-    logprobs.extend(rows.zip(predicted).map(|(row, &token)| sampler::prompt_logprobs(row, token, count)));
-}
-
-/// Samples the token after a sequence's last one.
-fn next_token(
-    logits: &mut [f32],
-    sequence: &mut Sequence,
-    eos_token_ids: &[TokenId],
-    sampler: &mut dyn Sampler,
-    now: Instant,
-) -> Result<RequestOutput, EngineError> {
-    let sampled = sampler::sample(logits, sequence, eos_token_ids, sampler)
-        .map_err(|_| EngineError::NotANumber { id: sequence.id })?;
-    Ok(take_token(sampled, sequence, eos_token_ids, now))
-}
-
-/// Adds a token to its sequence.
-fn take_token(sampled: Sampled, sequence: &mut Sequence, eos_token_ids: &[TokenId], now: Instant) -> RequestOutput {
-    sequence.push(sampled.id, now);
-    RequestOutput {
-        id: sequence.id,
-        finish: finish_reason(sequence, sampled.id, eos_token_ids),
-        timings: sequence.timings(),
-        tokens: vec![GeneratedToken { id: sampled.id, logprobs: sampled.logprobs }],
-        prompt_logprobs: sequence.prompt_logprobs.take(),
-    }
-}
-
-fn finish_reason(sequence: &Sequence, token: TokenId, eos_token_ids: &[TokenId]) -> Option<FinishReason> {
-    let params = &sequence.params;
-    let is_eos = !params.ignore_eos && eos_token_ids.contains(&token);
-    if (is_eos || params.stop_token_ids.contains(&token)) && sequence.num_generated_tokens() > params.min_tokens {
-        return Some(FinishReason::Stop);
-    }
-    let full = sequence.num_tokens() >= sequence.max_total_tokens;
-    (full || sequence.num_generated_tokens() >= params.max_tokens).then_some(FinishReason::Length)
 }

@@ -25,6 +25,8 @@ pub struct Plan {
     pub products: ProductsKind,
     /// How the ops of a step are started.
     pub execution: ExecutionKind,
+    /// When a step begins.
+    pub step_loop: StepLoopKind,
     /// How a checkpoint comes into memory.
     pub loading: LoadingKind,
     /// Which threads compute.
@@ -47,6 +49,7 @@ impl Plan {
         pointwise: PointwiseKind::Composed,
         products: ProductsKind::Own,
         execution: ExecutionKind::Eager,
+        step_loop: StepLoopKind::Synchronous,
         loading: LoadingKind::Heap,
         team: TeamKind::Rayon,
         sampler: SamplerKind::Sort,
@@ -169,6 +172,15 @@ pub enum ExecutionKind {
     Eager,
     /// Recorded steps.
     Graphs,
+}
+
+/// Choices of the step loop slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StepLoopKind {
+    /// When the tokens of the one before are known.
+    Synchronous,
+    /// While the device still computes the one before.
+    Overlapped,
 }
 
 /// Choices of the CPU threads slot.

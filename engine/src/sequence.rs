@@ -32,6 +32,10 @@ pub struct Sequence {
     pub forks: Vec<Sequence>,
     /// Tokens that the step under way computes.
     pub num_scheduled_tokens: usize,
+    /// Tokens that steps under way choose: they follow `tokens`, and only the device knows them yet.
+    pub num_pending_tokens: usize,
+    /// Which of the wanted rows of the latest step chooses the last of these.
+    pub pending_choice: usize,
     arrival: Instant,
     first_scheduled: Option<Instant>,
     first_token: Option<Instant>,
@@ -53,6 +57,8 @@ impl Sequence {
             prompt_logprobs: params.prompt_logprobs.map(|_| Vec::new()),
             forks: Vec::new(),
             num_scheduled_tokens: 0,
+            num_pending_tokens: 0,
+            pending_choice: 0,
             tokens: prompt,
             params,
             arrival,
@@ -101,28 +107,42 @@ impl Sequence {
             && params.repetition_penalty == 1.0
             && params.presence_penalty == 0.0
             && params.frequency_penalty == 0.0
-            && self.num_generated_tokens() >= params.min_tokens
+            && self.num_tokens() - self.num_prompt_tokens >= params.min_tokens
             && self.forks.is_empty()
     }
 
-    /// Tokens so far, prompt and answer.
+    /// Tokens so far, prompt and answer, those included that are not known yet.
     pub fn num_tokens(&self) -> usize {
-        self.tokens.len()
+        self.tokens.len() + self.num_pending_tokens
     }
 
-    /// Tokens of the answer so far.
+    /// Tokens of the answer that are known.
     pub fn num_generated_tokens(&self) -> usize {
         self.tokens.len() - self.num_prompt_tokens
     }
 
-    /// Tokens of the answer so far.
+    /// Whether the last token that there is room for is chosen by a step under way.
+    pub fn is_complete(&self) -> bool {
+        self.num_pending_tokens > 0 && self.num_tokens() >= self.max_total_tokens
+    }
+
+    /// Notes that a step computes its scheduled tokens, and chooses the next one in this of its wanted rows.
+    pub fn advance(&mut self, choice: Option<usize>) {
+        self.num_computed_tokens += self.num_scheduled_tokens;
+        if let Some(choice) = choice {
+            self.num_pending_tokens += 1;
+            self.pending_choice = choice;
+        }
+    }
+
+    /// Tokens of the answer that are known.
     pub fn generated(&self) -> &[TokenId] {
         &self.tokens[self.num_prompt_tokens..]
     }
 
     /// Tokens that a step must still compute before the next one can be sampled.
     pub fn num_uncomputed_tokens(&self) -> usize {
-        self.tokens.len() - self.num_computed_tokens
+        self.num_tokens() - self.num_computed_tokens
     }
 
     /// Notes that a step began to work on it.
@@ -133,6 +153,7 @@ impl Sequence {
     /// Appends a sampled token.
     pub fn push(&mut self, token: TokenId, now: Instant) {
         self.tokens.push(token);
+        self.num_pending_tokens = self.num_pending_tokens.saturating_sub(1);
         self.first_token.get_or_insert(now);
         self.last_token = Some(now);
     }

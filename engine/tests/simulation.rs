@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 
 use aisp_engine::kv_cache::{ContiguousManager, KvCacheManager, PagedManager};
 use aisp_engine::prefix_cache::{BlockChain, NoPrefixCache, PrefixCache};
-use aisp_engine::runner::{Logits, MockFault, MockRunner, ModelRunner, StepInput};
+use aisp_engine::runner::{Logits, MockFault, MockRunner, ModelRunner, OverlappedRunner, StepInput};
 use aisp_engine::sampler::SortSampler;
 use aisp_engine::scheduler::{
     AdmissionPolicy, ChunkedPrefill, ContinuousBatching, PrefillPolicy, SchedulerConfig, SchedulerPolicies,
     StaticBatching, WholePrompt,
 };
 use aisp_engine::{
-    Engagement, Engine, EngineError, EngineParts, ModelInfo, Request, RequestId, SamplingParams, Selection, TokenId,
+    Engagement, Engine, EngineError, EngineParts, ModelInfo, Optimization, Request, RequestId, SamplingParams,
+    Selection, TokenId,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -31,6 +32,24 @@ struct TimedRunner {
     inner: MockRunner,
     now_us: Arc<AtomicU64>,
     lose_copies: bool,
+    /// The device mistakes whose token is whose.
+    swaps_choices: bool,
+}
+
+impl TimedRunner {
+    fn seen(&self, input: &StepInput) -> StepInput {
+        self.now_us.fetch_add(100 + 10 * input.token_ids.len() as u64, Ordering::Relaxed);
+        let mut input = input.clone();
+        if self.lose_copies {
+            input.copies.clear();
+        }
+        if self.swaps_choices
+            && let [first, second, ..] = input.pending.as_mut_slice()
+        {
+            std::mem::swap(&mut first.choice, &mut second.choice);
+        }
+        input
+    }
 }
 
 impl ModelRunner for TimedRunner {
@@ -40,12 +59,25 @@ impl ModelRunner for TimedRunner {
         logits: &mut Logits,
         engagement: &mut Engagement,
     ) -> Result<(), EngineError> {
-        self.now_us.fetch_add(100 + 10 * input.token_ids.len() as u64, Ordering::Relaxed);
-        let mut input = input.clone();
-        if self.lose_copies {
-            input.copies.clear();
-        }
-        self.inner.execute(&input, logits, engagement)
+        self.inner.execute(&self.seen(input), logits, engagement)
+    }
+
+    fn overlapped(&mut self) -> Option<&mut dyn OverlappedRunner> {
+        Some(self)
+    }
+}
+
+impl OverlappedRunner for TimedRunner {
+    fn submit(&mut self, input: &StepInput, engagement: &mut Engagement) -> Result<(), EngineError> {
+        self.inner.submit(&self.seen(input), engagement)
+    }
+
+    fn keeps_choices(&self, input: &StepInput) -> bool {
+        self.inner.keeps_choices(input)
+    }
+
+    fn collect(&mut self, logits: &mut Logits) -> Result<(), EngineError> {
+        self.inner.collect(logits)
     }
 }
 
@@ -57,8 +89,10 @@ struct Config {
     prefix_cache: bool,
     num_kv_slots: usize,
     scheduler: SchedulerConfig,
+    overlapped: bool,
     fault: Option<MockFault>,
     lose_copies: bool,
+    swaps_choices: bool,
 }
 
 impl Config {
@@ -69,8 +103,10 @@ impl Config {
         prefix_cache: false,
         num_kv_slots: 1 << 16,
         scheduler: SchedulerConfig { max_num_seqs: 64, max_num_batched_tokens: 1 << 14 },
+        overlapped: false,
         fault: None,
         lose_copies: false,
+        swaps_choices: false,
     };
 
     fn draw(rng: &mut ChaCha8Rng) -> Self {
@@ -85,8 +121,8 @@ impl Config {
                 max_num_seqs: rng.random_range(1..12),
                 max_num_batched_tokens: rng.random_range(1..300),
             },
-            fault: None,
-            lose_copies: false,
+            overlapped: rng.random_bool(0.5),
+            ..Self::ROOMY
         }
     }
 
@@ -121,12 +157,20 @@ impl Config {
                 kv_cache_bytes: 0,
                 device: "mock".into(),
             },
-            runner: Box::new(TimedRunner { inner, now_us: now_us.clone(), lose_copies: self.lose_copies }),
+            runner: Box::new(TimedRunner {
+                inner,
+                now_us: now_us.clone(),
+                lose_copies: self.lose_copies,
+                swaps_choices: self.swaps_choices,
+            }),
             kv,
             policies: SchedulerPolicies { admission, prefill },
             sampler: Box::new(SortSampler),
             scheduler: self.scheduler,
-            selection: Selection::none(),
+            selection: match self.overlapped {
+                true => Selection::closed([Optimization::OverlappedScheduling]),
+                false => Selection::none(),
+            },
             engagement: Engagement::default(),
             tokenizer: None,
             chat_template: None,
@@ -181,6 +225,7 @@ struct Outcome {
     aborted: BTreeSet<RequestId>,
     num_preemptions: u64,
     num_hit_tokens: u64,
+    num_overlapped: u64,
     failed: bool,
 }
 
@@ -240,6 +285,7 @@ fn run(config: Config, load: &[Arrival], start: Instant) -> Outcome {
         aborted,
         num_preemptions: stats.scheduler.num_preemptions,
         num_hit_tokens: stats.scheduler.num_prefix_hit_tokens,
+        num_overlapped: engine.optimizations()[Optimization::OverlappedScheduling as usize].count,
         failed,
     }
 }
@@ -254,7 +300,7 @@ fn agree(a: &Outcome, b: &Outcome) -> bool {
     })
 }
 
-fn check(seed: u64) -> (u64, u64) {
+fn check(seed: u64) -> [u64; 3] {
     let start = Instant::now();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let load = draw_load(&mut rng, start);
@@ -263,7 +309,7 @@ fn check(seed: u64) -> (u64, u64) {
     let outcome = run(config, &load, start);
     assert!(agree(&expected, &outcome), "seed {seed}: pressure changes answers under {config:?}");
     assert!(outcome == run(config, &load, start), "seed {seed}: the replay differs");
-    (outcome.num_preemptions, outcome.num_hit_tokens)
+    [outcome.num_preemptions, outcome.num_hit_tokens, outcome.num_overlapped]
 }
 
 #[test]
@@ -273,20 +319,22 @@ fn no_random_load_breaks_anything() {
         return;
     }
     let count: u64 = std::env::var("AISP_SIMULATIONS").map_or(300, |count| count.parse().unwrap());
-    let (mut num_preemptions, mut num_hit_tokens) = (0, 0);
+    let mut sums = [0; 3];
     for seed in 0..count {
-        let (preemptions, hits) = check(seed);
-        num_preemptions += preemptions;
-        num_hit_tokens += hits;
+        sums.iter_mut().zip(check(seed)).for_each(|(sum, value)| *sum += value);
     }
-    assert!(
-        num_preemptions > count / 4 && num_hit_tokens > count,
-        "{num_preemptions} preemptions, {num_hit_tokens} hits"
-    );
+    let [num_preemptions, num_hit_tokens, num_overlapped] = sums;
+    assert!(num_preemptions > count / 4, "{num_preemptions} preemptions");
+    assert!(num_hit_tokens > count, "{num_hit_tokens} tokens of known beginnings");
+    assert!(num_overlapped > count, "{num_overlapped} tokens handed on by the device");
 }
 
 #[test]
 fn a_failure_at_any_step_leaves_nothing_behind() {
+    [false, true].into_iter().for_each(fails_at_any_step);
+}
+
+fn fails_at_any_step(overlapped: bool) {
     let start = Instant::now();
     let mut rng = ChaCha8Rng::seed_from_u64(20);
     let load = draw_load(&mut rng, start);
@@ -297,6 +345,7 @@ fn a_failure_at_any_step_leaves_nothing_behind() {
         prefix_cache: true,
         num_kv_slots: 512,
         scheduler: SchedulerConfig { max_num_seqs: 4, max_num_batched_tokens: 128 },
+        overlapped,
         ..Config::ROOMY
     };
     let mut num_failures = 0;
@@ -318,5 +367,22 @@ fn a_lost_copy_changes_answers() {
         let paged = Config { paged: true, continuous: true, ..Config::ROOMY };
         !agree(&run(paged, &load, start), &run(Config { lose_copies: true, ..paged }, &load, start))
     };
+    assert!((0..20).any(differs), "the fault goes unseen");
+}
+
+#[test]
+fn overlapped_steps_give_the_same_answers() {
+    let start = Instant::now();
+    let overlapped = Config { paged: true, continuous: true, overlapped: true, ..Config::ROOMY };
+    let run_of = |seed, config| run(config, &draw_load(&mut ChaCha8Rng::seed_from_u64(seed), start), start);
+    let mut num_overlapped = 0;
+    for seed in 0..50 {
+        let outcome = run_of(seed, overlapped);
+        assert!(agree(&run_of(seed, Config::ROOMY), &outcome), "seed {seed}");
+        num_overlapped += outcome.num_overlapped;
+    }
+    assert!(num_overlapped > 5000, "{num_overlapped} tokens handed on");
+    let mistaken = Config { swaps_choices: true, ..overlapped };
+    let differs = |seed| !agree(&run_of(seed, overlapped), &run_of(seed, mistaken));
     assert!((0..20).any(differs), "the fault goes unseen");
 }

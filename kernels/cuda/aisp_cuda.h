@@ -206,8 +206,9 @@ int aisp_quantize_rows(const aisp_ctx *ctx, const aisp_bf16 *x, const float *x_s
 
 // residual[t] = table[token_ids[t]] in f32. `table`: a weight of any format whose rows are tokens (N = V, K = H).
 // next_norm_weight, next_x, next_sumsq: as in aisp_linear_args (all NULL: not written). An id outside 0..V gives zeros.
-int aisp_embedding(const aisp_ctx *ctx, const aisp_weight *table, const int32_t *token_ids, int32_t num_tokens,
-                   float *residual, const float *next_norm_weight, aisp_bf16 *next_x, float *next_sumsq, aisp_stream stream);
+// An id of -1 - i stands for choices[i], a token that an earlier op chose; choices NULL: there are none.
+int aisp_embedding(const aisp_ctx *ctx, const aisp_weight *table, const int32_t *token_ids, const int32_t *choices, int32_t num_choices,
+                   int32_t num_tokens, float *residual, const float *next_norm_weight, aisp_bf16 *next_x, float *next_sumsq, aisp_stream stream);
 
 // out bf16 [T, H] = residual * weight / sqrt(mean(residual^2) + eps).
 int aisp_rms_norm(const aisp_ctx *ctx, const float *residual, const float *weight, float eps, int32_t num_tokens,

@@ -21,12 +21,13 @@ __device__ inline float block_sum(float x, float *shared) {
 }
 
 // One warp 32 columns at a time; half-warps hold the 16 columns of a partial sum.
-__global__ void embedding_kernel(const aisp_weight table, const int32_t *token_ids, float *residual, const float *norm_weight,
-                                 __nv_bfloat16 *next_x, float *next_sumsq) {
+__global__ void embedding_kernel(const aisp_weight table, const int32_t *token_ids, const int32_t *choices, int num_choices,
+                                 float *residual, const float *norm_weight, __nv_bfloat16 *next_x, float *next_sumsq) {
   pdl_wait();
   pdl_launch();
   const int64_t t = blockIdx.x, hidden = table.k;
-  const int32_t id = token_ids[t];
+  int32_t id = token_ids[t];
+  if (id < 0 && id >= -num_choices) id = choices[-1 - id];
   const bool known = id >= 0 && id < table.n;
   for (int64_t k0 = (int64_t)blockIdx.y * blockDim.x; k0 < hidden; k0 += (int64_t)gridDim.y * blockDim.x) {
     const int64_t k = k0 + threadIdx.x;
@@ -205,12 +206,12 @@ using namespace aisp;
 
 extern "C" {
 
-int aisp_embedding(const aisp_ctx *ctx, const aisp_weight *table, const int32_t *token_ids, int32_t num_tokens, float *residual,
-                   const float *next_norm_weight, aisp_bf16 *next_x, float *next_sumsq, aisp_stream stream) {
+int aisp_embedding(const aisp_ctx *ctx, const aisp_weight *table, const int32_t *token_ids, const int32_t *choices, int32_t num_choices,
+                   int32_t num_tokens, float *residual, const float *next_norm_weight, aisp_bf16 *next_x, float *next_sumsq, aisp_stream stream) {
   if (num_tokens == 0) return 0;
   if (next_x && (table->k % 16 || !next_norm_weight || !next_sumsq)) return cudaErrorInvalidValue;
   const dim3 grid(num_tokens, num_tokens < 64 ? (unsigned)ceil_div(table->k, 256) : 1);
-  return launch(ctx, embedding_kernel, grid, 256, 0, stream, *table, token_ids, residual, next_norm_weight,
+  return launch(ctx, embedding_kernel, grid, 256, 0, stream, *table, token_ids, choices, (int)num_choices, residual, next_norm_weight,
                 reinterpret_cast<__nv_bfloat16 *>(next_x), next_sumsq);
 }
 

@@ -143,7 +143,13 @@ impl CudaDecoder {
     ) -> Result<(), EngineError> {
         let (rows, config) = (shape.num_rows, &self.config);
         let first = self.layers.first().map_or(&self.norm, |layer| &layer.input_norm);
-        self.gpu.embedding(&self.embedding, at.token_ids, rows, w.residual.all(), w.next_norm(0, first))?;
+        self.gpu.embedding(
+            &self.embedding,
+            (at.token_ids, at.choices),
+            rows,
+            w.residual.all(),
+            w.next_norm(0, first),
+        )?;
         let library = self.gemms.as_ref().filter(|_| self.uses_library(shape));
         if library.is_some() {
             self.gpu.rms_norm(w.residual.all(), first, self.eps(), rows, w.x.all())?;

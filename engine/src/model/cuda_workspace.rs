@@ -111,8 +111,10 @@ fn decode_bytes(config: &ModelConfig, size: WorkspaceSize) -> usize {
 /// The tables of a step on the device.
 #[derive(Debug, Clone, Copy)]
 pub struct StepAddresses<'a> {
-    /// `[num_rows]`.
+    /// `[num_rows]`; -1 - i stands for `choices[i]`.
     pub token_ids: DeviceSlice<'a, i32>,
+    /// Tokens that the step before chose.
+    pub choices: DeviceSlice<'a, i32>,
     /// `[num_rows]`.
     pub positions: DeviceSlice<'a, i32>,
     /// `[num_rows]`.
@@ -133,9 +135,10 @@ pub struct StepAddresses<'a> {
 
 impl<'a> StepAddresses<'a> {
     /// The tables of a layout in their memory.
-    pub fn new(tables: &'a DeviceBuffer<i32>, layout: TableLayout) -> Self {
+    pub fn new(tables: &'a DeviceBuffer<i32>, choices: &'a DeviceBuffer<i32>, layout: TableLayout) -> Self {
         Self {
             token_ids: tables.slice(layout.token_ids),
+            choices: choices.all(),
             positions: tables.slice(layout.positions),
             slots: tables.slice(layout.slots),
             logit_rows: tables.slice(layout.logit_rows),

@@ -11,7 +11,7 @@ pub use text::SelectionText;
 use crate::device::DeviceKind;
 use crate::plan::{
     AttentionKind, ExecutionKind, KvLayout, KvTypeKind, LinearKind, LoadingKind, Plan, PointwiseKind, PrefillKind,
-    PrefixReuse, ProductsKind, SamplerKind, SchedulerKind, TeamKind, WeightKind,
+    PrefixReuse, ProductsKind, SamplerKind, SchedulerKind, StepLoopKind, TeamKind, WeightKind,
 };
 
 /// A switch. Declaration order is application order.
@@ -51,6 +51,8 @@ pub enum Optimization {
     LibraryGemm,
     /// Steps recorded once and launched whole.
     CudaGraphs,
+    /// The next step begins while one is under way.
+    OverlappedScheduling,
     /// A pool of threads of our own.
     PinnedPool,
     /// Tokens are drawn without sorting the vocabulary.
@@ -59,7 +61,7 @@ pub enum Optimization {
 
 impl Optimization {
     /// Every optimization, in application order.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::ContinuousBatching,
         Self::ChunkedPrefill,
         Self::PagedKv,
@@ -77,6 +79,7 @@ impl Optimization {
         Self::MmapLoading,
         Self::LibraryGemm,
         Self::CudaGraphs,
+        Self::OverlappedScheduling,
         Self::PinnedPool,
         Self::FastSampler,
     ];
@@ -306,6 +309,22 @@ impl Optimization {
                 counts: "tokens computed in graphs",
                 source: "CUDA programming guide, graphs",
             },
+            Self::OverlappedScheduling => Spec {
+                name: "overlapped-scheduling",
+                summary: "the next step is scheduled and started while one runs; its tokens stay on the device",
+                slot: Slot::StepLoop,
+                baseline: "synchronous",
+                saves: &[Saving::Time],
+                exactness: Exactness::SameTokens,
+                bound: None,
+                requires: &[Self::FusedOps],
+                conflicts: &[],
+                devices: Devices::Cuda,
+                in_all: true,
+                engages_when: "the device chooses every token of a step and the KV cache is not full",
+                counts: "tokens handed to the next step on the device",
+                source: "NanoFlow, arXiv 2408.12757",
+            },
             Self::PinnedPool => Spec {
                 name: "pinned-pool",
                 summary: "a persistent pool that spins briefly, then parks, and hands work out in pieces",
@@ -399,6 +418,7 @@ impl Optimization {
             Self::MmapLoading => plan.loading = LoadingKind::Mapped,
             Self::LibraryGemm => plan.products = ProductsKind::Library,
             Self::CudaGraphs => plan.execution = ExecutionKind::Graphs,
+            Self::OverlappedScheduling => plan.step_loop = StepLoopKind::Overlapped,
             Self::PinnedPool => plan.team = TeamKind::Pinned,
             Self::FastSampler => plan.sampler = SamplerKind::Candidates,
         }

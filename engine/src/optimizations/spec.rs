@@ -102,6 +102,8 @@ pub enum Slot {
     Products,
     /// How the ops of a step are started.
     Execution,
+    /// When a step begins.
+    StepLoop,
     /// How a checkpoint comes into memory.
     Loading,
     /// Which threads compute.
@@ -124,6 +126,7 @@ impl fmt::Display for Slot {
             Self::Pointwise => "pointwise",
             Self::Products => "large products",
             Self::Execution => "execution",
+            Self::StepLoop => "step loop",
             Self::Loading => "loading",
             Self::Threads => "CPU threads",
             Self::Sampler => "sampler",

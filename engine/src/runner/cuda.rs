@@ -1,11 +1,18 @@
 //! The decoder on the GPU over its block pool: tables over, a step (recorded or not), tokens or logits back.
+//!
+//! A step whose tokens the device chooses is only put on the stream; the next one may follow before the host waits for it.
+//! So there are two of whatever the host writes or reads.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
-use aisp_kernels::cuda::{CudaKv, DeviceBuffer, Graph, LINEAR_MAX_ROWS, PinnedBuffer, argmax_workspace_bytes};
+use aisp_kernels::cuda::{
+    CudaKv, DeviceBuffer, Event, Gpu, Graph, LINEAR_MAX_ROWS, PinnedBuffer, argmax_workspace_bytes,
+};
 
 use super::cuda_tables::{StepShape, StepTables, rows_bucket};
-use super::{Logits, ModelRunner, StepInput};
+use super::{DeviceIdle, Logits, ModelRunner, OverlappedRunner, StepInput};
 use crate::components::Engagement;
 use crate::error::EngineError;
 use crate::kv_cache::BlockCopy;
@@ -61,14 +68,44 @@ pub struct CudaRunner {
     execution: ExecutionKind,
     optimizations: Vec<Optimization>,
     order: StepTables,
-    staging: PinnedBuffer<i32>,
     tables: DeviceBuffer<i32>,
     copies: DeviceBuffer<i32>,
     logits: DeviceBuffer<f32>,
     tokens: DeviceBuffer<i32>,
     argmax: DeviceBuffer<u8>,
-    host_tokens: PinnedBuffer<i32>,
     host_logits: PinnedBuffer<f32>,
+    /// Steps take them in turns.
+    turns: [Turn; 2],
+    num_submitted: usize,
+    num_collected: usize,
+    idle: DeviceIdle,
+}
+
+/// What the host keeps of a step under way.
+struct Turn {
+    staging: PinnedBuffer<i32>,
+    tokens: PinnedBuffer<i32>,
+    /// Around the step on the stream.
+    begin: Event,
+    end: Event,
+    is_decode: bool,
+    /// Tokens that the device will have chosen; none if `logits` has the step's results already.
+    num_chosen: Option<usize>,
+    logits: Logits,
+}
+
+impl Turn {
+    fn new(gpu: &Arc<Gpu>, num_values: usize, num_rows: usize) -> Result<Self, EngineError> {
+        Ok(Self {
+            staging: PinnedBuffer::zeroed(gpu, num_values)?,
+            tokens: PinnedBuffer::zeroed(gpu, num_rows)?,
+            begin: Event::new(gpu)?,
+            end: Event::new(gpu)?,
+            is_decode: false,
+            num_chosen: None,
+            logits: Logits::default(),
+        })
+    }
 }
 
 impl CudaRunner {
@@ -97,14 +134,16 @@ impl CudaRunner {
             execution,
             optimizations,
             order: StepTables::default(),
-            staging: PinnedBuffer::zeroed(&gpu, most)?,
             tables: DeviceBuffer::zeroed(&gpu, most, TABLES)?,
             copies: DeviceBuffer::zeroed(&gpu, 2 * limits.max_num_seqs.max(LINEAR_MAX_ROWS), TABLES)?,
             logits,
             tokens: DeviceBuffer::zeroed(&gpu, rows, LOGITS)?,
             argmax: DeviceBuffer::zeroed(&gpu, argmax_workspace_bytes(rows), LOGITS)?,
-            host_tokens: PinnedBuffer::zeroed(&gpu, rows)?,
             host_logits: PinnedBuffer::zeroed(&gpu, LINEAR_MAX_ROWS * vocab_size)?,
+            turns: [Turn::new(&gpu, most, rows)?, Turn::new(&gpu, most, rows)?],
+            num_submitted: 0,
+            num_collected: 0,
+            idle: DeviceIdle::default(),
             model,
         })
     }
@@ -120,14 +159,14 @@ impl CudaRunner {
 
     /// The layers, and for a step of decodes its head and its most likely tokens.
     fn ops(&self, shape: &StepShape) -> Result<(), EngineError> {
-        let at = StepAddresses::new(&self.tables, shape.layout());
+        let at = StepAddresses::new(&self.tables, &self.tokens, shape.layout());
         self.model.forward(shape, &at, &self.kv, &self.workspace)?;
         if shape.is_decode() { self.choose(shape, 0, shape.num_logit_rows) } else { Ok(()) }
     }
 
     /// Logits and most likely tokens of some of the rows that want them.
     fn choose(&self, shape: &StepShape, start: usize, len: usize) -> Result<(), EngineError> {
-        let at = StepAddresses::new(&self.tables, shape.layout());
+        let at = StepAddresses::new(&self.tables, &self.tokens, shape.layout());
         let rows = (at.logit_rows.from(start), len);
         self.model.head(shape, rows, &self.workspace, self.logits.all())?;
         let vocab_size = self.model.config().vocab_size;
@@ -141,12 +180,12 @@ impl CudaRunner {
             return Ok(false);
         }
         if !self.graphs.contains_key(shape) {
-            // Once without recording: libraries allocate on first use, which a recording does not allow. The step's own
-            // results are computed again below, from the same tables.
+            // Once without recording: libraries allocate on first use, which a recording does not allow.
             self.ops(shape)?;
             self.model.gpu().synchronize()?;
             let graph = Graph::capture(self.model.gpu(), || self.ops(shape))?;
             self.graphs.insert(*shape, graph);
+            return Ok(false);
         }
         if let Some(graph) = self.graphs.get(shape) {
             graph.launch()?;
@@ -156,15 +195,16 @@ impl CudaRunner {
 
     /// Brings what `len` of the wanted rows from `start` on came to: their tokens, and the logits of those that are drawn
     /// by the host.
-    fn bring(&mut self, start: usize, len: usize, greedy: &GreedyRows, logits: &mut Logits) -> Result<(), EngineError> {
+    fn bring(&mut self, turn: usize, start: usize, len: usize, greedy: &GreedyRows) -> Result<(), EngineError> {
         let vocab_size = self.model.config().vocab_size;
         if len == 0 {
             return Ok(());
         }
-        self.host_tokens.copy_from(0, self.tokens.all(), len)?;
+        let Turn { tokens, logits, .. } = &mut self.turns[turn];
+        tokens.copy_from(0, self.tokens.all(), len)?;
         if greedy.all() {
             self.model.gpu().synchronize()?;
-            for (at, &token) in self.host_tokens.values()[..len].iter().enumerate() {
+            for (at, &token) in tokens.values()[..len].iter().enumerate() {
                 logits.choose(start + at, token as u32);
             }
             return Ok(());
@@ -177,7 +217,7 @@ impl CudaRunner {
                 let index = start + first + at;
                 match (greedy.row(index), logits.row_mut(index)) {
                     (false, Some(to)) => to.copy_from_slice(row),
-                    (_, _) => logits.choose(index, self.host_tokens.values()[first + at] as u32),
+                    (_, _) => logits.choose(index, tokens.values()[first + at] as u32),
                 }
             }
         }
@@ -213,64 +253,149 @@ impl ModelRunner for CudaRunner {
         logits: &mut Logits,
         engagement: &mut Engagement,
     ) -> Result<(), EngineError> {
+        self.submit(input, engagement)?;
+        self.collect(logits)
+    }
+
+    fn overlapped(&mut self) -> Option<&mut dyn OverlappedRunner> {
+        Some(self)
+    }
+
+    fn device_idle(&self) -> Option<DeviceIdle> {
+        Some(self.idle)
+    }
+}
+
+impl OverlappedRunner for CudaRunner {
+    fn submit(&mut self, input: &StepInput, engagement: &mut Engagement) -> Result<(), EngineError> {
         // The engine may have moved to another thread since it was built.
         self.model.gpu().make_current()?;
+        let turn = self.num_submitted % self.turns.len();
+        self.note_gap(turn)?;
         let greedy = GreedyRows::new(input);
         let drawn_by_host = if greedy.all() { 0 } else { input.logit_rows.len() };
-        logits.reset(drawn_by_host, self.model.config().vocab_size);
-        let (num_rows, most) = (input.token_ids.len(), self.limits.max_rows());
-        if num_rows <= most {
-            self.part(input, 0, &greedy, logits, engagement)?;
+        self.turns[turn].logits.reset(drawn_by_host, self.model.config().vocab_size);
+        self.turns[turn].begin.record()?;
+        if self.keeps_choices(input) {
+            let wanted = input.logit_rows.len();
+            let shape = self.start(turn, input, engagement)?;
+            if !shape.is_decode() {
+                self.choose(&shape, 0, wanted)?;
+            }
+            let Turn { tokens, num_chosen, is_decode, .. } = &mut self.turns[turn];
+            tokens.copy_from(0, self.tokens.all(), wanted)?;
+            (*num_chosen, *is_decode) = (Some(wanted), shape.is_decode());
         } else {
-            // A whole prompt may be longer than a step's bound.
-            let mut done = 0;
-            for start in (0..num_rows).step_by(most) {
-                let part = input.part(start..(start + most).min(num_rows));
-                self.part(&part, done, &greedy, logits, engagement)?;
-                done += part.logit_rows.len();
+            self.compute(turn, input, &greedy, engagement)?;
+        }
+        self.turns[turn].end.record()?;
+        self.num_submitted += 1;
+        engagement.add_all(&self.optimizations, input);
+        Ok(())
+    }
+
+    fn keeps_choices(&self, input: &StepInput) -> bool {
+        let fits = input.token_ids.len() <= self.limits.max_rows();
+        fits && input.logit_rows.len() <= self.limits.max_logit_rows() && input.is_chosen_by_device()
+    }
+
+    fn collect(&mut self, logits: &mut Logits) -> Result<(), EngineError> {
+        if self.num_collected == self.num_submitted {
+            return Err(EngineError::Runner("no step is under way".into()));
+        }
+        self.model.gpu().make_current()?;
+        let turn = &mut self.turns[self.num_collected % 2];
+        turn.end.wait()?;
+        if let Some(num_chosen) = turn.num_chosen {
+            for (at, &token) in turn.tokens.values()[..num_chosen].iter().enumerate() {
+                turn.logits.choose(at, token as u32);
             }
         }
-        engagement.add_all(&self.optimizations, input);
+        std::mem::swap(logits, &mut turn.logits);
+        self.num_collected += 1;
         Ok(())
     }
 }
 
 impl CudaRunner {
-    /// Computes rows that fit into the workspace; `first` of the wanted ones were done before.
-    fn part(
+    /// Adds the gap between the step that had this turn, which ended, and the one after it, if that is one of decodes.
+    fn note_gap(&mut self, turn: usize) -> Result<(), EngineError> {
+        let after = &self.turns[1 - turn];
+        if self.num_submitted >= 2 && after.is_decode {
+            let gap_ms = after.begin.ms_since(&self.turns[turn].end)?;
+            self.idle.total += Duration::from_secs_f32(gap_ms.max(0.0) * 1e-3);
+            self.idle.num_gaps += 1;
+        }
+        Ok(())
+    }
+
+    /// Computes a step to its end: one whose logits the host wants, or a prompt longer than a step's bound.
+    fn compute(
         &mut self,
+        turn: usize,
         input: &StepInput,
-        first: usize,
         greedy: &GreedyRows,
-        logits: &mut Logits,
         engagement: &mut Engagement,
     ) -> Result<(), EngineError> {
+        let (num_rows, most) = (input.token_ids.len(), self.limits.max_rows());
+        let mut done = 0;
+        for start in (0..num_rows).step_by(most) {
+            let part = if num_rows <= most { None } else { Some(input.part(start..(start + most).min(num_rows))) };
+            let part = part.as_ref().unwrap_or(input);
+            let shape = self.start(turn, part, engagement)?;
+            self.finish(turn, &shape, part.logit_rows.len(), done, greedy)?;
+            done += part.logit_rows.len();
+        }
+        (self.turns[turn].num_chosen, self.turns[turn].is_decode) = (None, false);
+        Ok(())
+    }
+
+    /// Puts rows that fit into the workspace on the stream.
+    fn start(&mut self, turn: usize, input: &StepInput, engagement: &mut Engagement) -> Result<StepShape, EngineError> {
         self.copy_blocks(&input.copies)?;
         let shape = self.order.shape(input, self.limits.max_model_len);
-        self.order.fill(input, &shape, self.staging.values_mut())?;
-        self.staging.copy_to(self.tables.all(), shape.layout().len)?;
-        let recorded = self.launch(&shape)?;
-        let wanted = input.logit_rows.len();
+        let staging = &mut self.turns[turn].staging;
+        self.order.fill(input, &shape, staging.values_mut())?;
+        staging.copy_to(self.tables.all(), shape.layout().len)?;
+        if self.launch(&shape)? {
+            engagement.add_all(&[Optimization::CudaGraphs], input);
+        }
+        if self.model.uses_library(&shape) {
+            engagement.add_all(&[Optimization::LibraryGemm], input);
+        }
+        Ok(shape)
+    }
+
+    /// Brings what started rows came to; `first` of the step's wanted ones were brought before.
+    fn finish(
+        &mut self,
+        turn: usize,
+        shape: &StepShape,
+        wanted: usize,
+        first: usize,
+        greedy: &GreedyRows,
+    ) -> Result<(), EngineError> {
         if shape.is_decode() {
-            self.bring(first, wanted, greedy, logits)?;
+            self.bring(turn, first, wanted, greedy)?;
         } else {
             let most = self.limits.max_logit_rows();
             for start in (0..wanted).step_by(most) {
                 let len = most.min(wanted - start);
-                self.choose(&shape, start, len)?;
-                self.bring(first + start, len, greedy, logits)?;
+                self.choose(shape, start, len)?;
+                self.bring(turn, first + start, len, greedy)?;
             }
         }
         if wanted == 0 {
             // Nothing is brought back, but the tables may not change while they are read.
             self.model.gpu().synchronize()?;
         }
-        if recorded {
-            engagement.add_all(&[Optimization::CudaGraphs], input);
-        }
-        if self.model.uses_library(&shape) {
-            engagement.add_all(&[Optimization::LibraryGemm], input);
-        }
         Ok(())
+    }
+}
+
+impl Drop for CudaRunner {
+    fn drop(&mut self) {
+        // A step may be under way in the memory that goes now; a device that failed has nothing under way.
+        let _ = self.model.gpu().synchronize();
     }
 }

@@ -85,7 +85,7 @@ impl StepShape {
 /// Positions of the tables in their memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableLayout {
-    /// `[num_rows]`.
+    /// `[num_rows]`; -1 - i is the token that the step before chose in its wanted row i.
     pub token_ids: Range<usize>,
     /// `[num_rows]`.
     pub positions: Range<usize>,
@@ -204,6 +204,10 @@ impl StepTables {
                 row += 1;
             }
         }
+        for pending in &input.pending {
+            let row = self.device_rows[pending.row] as usize;
+            tables[layout.token_ids.start + row] = -1 - pending.choice as i32;
+        }
         tables[layout.cu_seqlens.end - 1] = prefill_rows;
         let logit_rows = &mut tables[layout.logit_rows];
         for (index, to) in logit_rows.iter_mut().enumerate() {
@@ -225,10 +229,17 @@ mod tests {
     use super::*;
     use crate::RequestId;
     use crate::kv_cache::BlockId;
+    use crate::runner::PendingToken;
 
     fn input(sequences: &[(usize, usize)]) -> StepInput {
-        let mut input =
-            StepInput { token_ids: vec![], positions: vec![], sequences: vec![], logit_rows: vec![], copies: vec![] };
+        let mut input = StepInput {
+            token_ids: vec![],
+            positions: vec![],
+            sequences: vec![],
+            logit_rows: vec![],
+            copies: vec![],
+            pending: vec![],
+        };
         for (index, &(query_start, len)) in sequences.iter().enumerate() {
             let rows = input.token_ids.len()..input.token_ids.len() + len;
             input.token_ids.extend((0..len).map(|i| (100 * index + i) as u32));
@@ -280,7 +291,12 @@ mod tests {
 
     #[test]
     fn single_rows_come_first_and_logits_follow_them() {
-        let (shape, values) = filled(&input(&[(0, 20), (33, 1), (16, 3)]));
+        let mut input = input(&[(0, 20), (33, 1), (16, 3)]);
+        let (_, known) = filled(&input);
+        input.pending.push(PendingToken { row: 20, choice: 4 });
+        let (shape, mut values) = filled(&input);
+        assert_eq!(std::mem::replace(&mut values[shape.layout().token_ids.start], 100), -5);
+        assert_eq!(values, known);
         assert_eq!((shape.num_rows, shape.num_decodes, shape.num_prefills, shape.max_query_len), (24, 1, 2, 20));
         let layout = shape.layout();
         assert_eq!(values[layout.token_ids][..3], [100, 0, 1]);

@@ -1,14 +1,14 @@
 //! A runner without a model: the same logits for the same context, a step time of choice and faults on request. It
 //! stands behind the same engine, so that scheduler, cache and HTTP code can be tested at speed.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use super::{Logits, ModelRunner, StepInput};
-use crate::RequestId;
+use super::{Logits, ModelRunner, OverlappedRunner, StepInput};
 use crate::components::Engagement;
 use crate::error::EngineError;
 use crate::kv_cache::{BLOCK_SIZE, KvPlacement};
+use crate::{RequestId, TokenId};
 
 /// What goes wrong, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,12 +28,22 @@ pub struct MockRunner {
     fault: Option<MockFault>,
     num_steps: u64,
     slots: HashMap<usize, u64>,
+    choices: Vec<TokenId>,
+    under_way: VecDeque<Logits>,
 }
 
 impl MockRunner {
     /// Over a vocabulary of `vocab_size` tokens.
     pub fn new(vocab_size: usize) -> Self {
-        Self { vocab_size, step_time: Duration::ZERO, fault: None, num_steps: 0, slots: HashMap::new() }
+        Self {
+            vocab_size,
+            step_time: Duration::ZERO,
+            fault: None,
+            num_steps: 0,
+            slots: HashMap::new(),
+            choices: Vec::new(),
+            under_way: VecDeque::new(),
+        }
     }
 
     /// Every step takes this long.
@@ -98,7 +108,11 @@ impl ModelRunner for MockRunner {
                 from.map(|hash| self.slots.insert(copy.to.0 as usize * BLOCK_SIZE + at, hash));
             }
         }
-        let mut row_hashes = vec![0u64; input.token_ids.len()];
+        let mut token_ids = input.token_ids.clone();
+        for pending in &input.pending {
+            token_ids[pending.row] = self.choices[pending.choice];
+        }
+        let mut row_hashes = vec![0u64; token_ids.len()];
         let mut written: HashSet<(RequestId, usize)> = HashSet::new();
         for sequence in &input.sequences {
             for row in sequence.rows.clone() {
@@ -107,7 +121,7 @@ impl ModelRunner for MockRunner {
                     Some(at) => self.slots.get(&slot(&sequence.placement, at)).copied().unwrap_or(0),
                     None => 1,
                 };
-                let hash = mix(before ^ (u64::from(input.token_ids[row]) << 1 | 1));
+                let hash = mix(before ^ (u64::from(token_ids[row]) << 1 | 1));
                 self.slots.insert(slot(&sequence.placement, position), hash);
                 debug_assert!(written.insert((sequence.id, position)), "a position is computed twice in a step");
                 row_hashes[row] = hash;
@@ -115,9 +129,35 @@ impl ModelRunner for MockRunner {
         }
         let logits = logits.reset(input.logit_rows.len(), self.vocab_size);
         logits.fill(0.0);
+        self.choices.clear();
         for (at, &row) in input.logit_rows.iter().enumerate() {
-            logits[at * self.vocab_size + self.favourite(row_hashes[row as usize])] = 8.0;
+            let favourite = self.favourite(row_hashes[row as usize]);
+            self.choices.push(favourite as TokenId);
+            logits[at * self.vocab_size + favourite] = 8.0;
         }
+        Ok(())
+    }
+
+    fn overlapped(&mut self) -> Option<&mut dyn OverlappedRunner> {
+        Some(self)
+    }
+}
+
+/// Computes a step when it is started and tells of it when it is waited for.
+impl OverlappedRunner for MockRunner {
+    fn submit(&mut self, input: &StepInput, engagement: &mut Engagement) -> Result<(), EngineError> {
+        let mut logits = Logits::default();
+        self.execute(input, &mut logits, engagement)?;
+        self.under_way.push_back(logits);
+        Ok(())
+    }
+
+    fn keeps_choices(&self, input: &StepInput) -> bool {
+        input.is_chosen_by_device()
+    }
+
+    fn collect(&mut self, logits: &mut Logits) -> Result<(), EngineError> {
+        *logits = self.under_way.pop_front().ok_or_else(|| EngineError::Runner("no step is under way".into()))?;
         Ok(())
     }
 }

@@ -22,7 +22,9 @@ pub use fused::FusedRunner;
 pub use kv_store::{ContiguousStore, KvPool, KvStore, PagedStore};
 pub use logits::Logits;
 pub use mock::{MockFault, MockRunner};
-pub use step_input::{SequenceInput, StepInput};
+pub use step_input::{PendingToken, SequenceInput, StepInput};
+
+use std::time::Duration;
 
 use crate::components::Engagement;
 use crate::error::EngineError;
@@ -40,6 +42,41 @@ pub trait ModelRunner: Send {
         logits: &mut Logits,
         engagement: &mut Engagement,
     ) -> Result<(), EngineError>;
+
+    /// The same runner as one that starts a step while another is under way, if it can.
+    fn overlapped(&mut self) -> Option<&mut dyn OverlappedRunner> {
+        None
+    }
+
+    /// How long the device waited for the host, if it is one of its own.
+    fn device_idle(&self) -> Option<DeviceIdle> {
+        None
+    }
+}
+
+/// Starts steps first and waits for them later, in order. Two at most are under way.
+pub trait OverlappedRunner {
+    /// Starts a step. Its pending tokens are those that the step before it chooses.
+    ///
+    /// Errors: as [`ModelRunner::execute`].
+    fn submit(&mut self, input: &StepInput, engagement: &mut Engagement) -> Result<(), EngineError>;
+
+    /// Whether the tokens that a step chooses are there for the next one before the host knows them.
+    fn keeps_choices(&self, input: &StepInput) -> bool;
+
+    /// Waits for the earliest step under way and leaves what it came to in `logits`.
+    ///
+    /// Errors: as [`ModelRunner::execute`].
+    fn collect(&mut self, logits: &mut Logits) -> Result<(), EngineError>;
+}
+
+/// Time that a device waited for the host between a step and one of decodes after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DeviceIdle {
+    /// Since the start.
+    pub total: Duration,
+    /// Between how many steps.
+    pub num_gaps: u64,
 }
 
 /// The decoder in candle ops.

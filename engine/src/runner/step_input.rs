@@ -20,6 +20,17 @@ pub struct StepInput {
     pub logit_rows: Vec<u32>,
     /// Blocks to copy before anything is written.
     pub copies: Vec<BlockCopy>,
+    /// Tokens that the step before this one chooses, and only the device knows yet; `token_ids` has 0 there.
+    pub pending: Vec<PendingToken>,
+}
+
+/// A token that is not known yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PendingToken {
+    /// Its row.
+    pub row: usize,
+    /// Which of the wanted rows of the step before chooses it.
+    pub choice: usize,
 }
 
 /// One sequence's part of a step.
@@ -56,6 +67,7 @@ impl StepInput {
             sequences: Vec::with_capacity(batch.sequences.len()),
             logit_rows: Vec::with_capacity(batch.sequences.len()),
             copies: kv.take_copies(),
+            pending: Vec::new(),
         };
         for scheduled in &batch.sequences {
             let sequence = &running[scheduled.running_idx];
@@ -63,11 +75,16 @@ impl StepInput {
             let start = sequence.num_computed_tokens;
             let end = start + scheduled.num_new_tokens;
             let first_row = input.token_ids.len();
-            input.token_ids.extend_from_slice(&sequence.tokens[start..end]);
+            let known = sequence.tokens.len().clamp(start, end);
+            input.token_ids.extend_from_slice(&sequence.tokens[start..known]);
+            if known < end {
+                input.pending.push(PendingToken { row: input.token_ids.len(), choice: sequence.pending_choice });
+                input.token_ids.push(0);
+            }
             input.positions.extend(start as u32..end as u32);
             let rows = first_row..input.token_ids.len();
             let first_logit = input.logit_rows.len();
-            let wanted = match (&sequence.prompt_logprobs, end == sequence.tokens.len()) {
+            let wanted = match (&sequence.prompt_logprobs, end == sequence.num_tokens()) {
                 (Some(_), _) => rows.clone(),
                 (None, true) => rows.end - 1..rows.end,
                 (None, false) => rows.end..rows.end,
@@ -111,7 +128,18 @@ impl StepInput {
             sequences: self.sequences.iter().filter_map(cut).collect(),
             logit_rows: self.logit_rows[first_logit..last_logit].iter().map(|row| row - rows.start as u32).collect(),
             copies: if rows.start == 0 { self.copies.clone() } else { Vec::new() },
+            pending: self
+                .pending
+                .iter()
+                .filter(|pending| rows.contains(&pending.row))
+                .map(|pending| PendingToken { row: pending.row - rows.start, ..*pending })
+                .collect(),
         }
+    }
+
+    /// Whether the device may choose every token that this step comes to.
+    pub fn is_chosen_by_device(&self) -> bool {
+        self.sequences.iter().all(|sequence| sequence.greedy || sequence.logits.is_empty())
     }
 }
 
@@ -136,12 +164,15 @@ mod tests {
             sequences: vec![sequence(0, 0..1, 3, 0..1), sequence(1, 1..9, 0, 1..4), sequence(2, 9..10, 9, 4..5)],
             logit_rows: vec![0, 6, 7, 8, 9],
             copies: vec![BlockCopy { from: BlockId(1), to: BlockId(2) }],
+            pending: vec![PendingToken { row: 0, choice: 3 }, PendingToken { row: 9, choice: 1 }],
         };
         assert_eq!(whole.part(0..10), whole);
         let parts = [whole.part(0..4), whole.part(4..8), whole.part(8..10)];
         assert_eq!(parts.each_ref().map(|part| part.sequences.len()), [2, 1, 2]);
         assert_eq!(parts.each_ref().map(|part| part.logit_rows.clone()), [vec![0], vec![2, 3], vec![0, 1]]);
         assert_eq!(parts.each_ref().map(|part| part.copies.len()), [1, 0, 0]);
+        assert_eq!(parts.each_ref().map(|part| part.pending.len()), [1, 0, 1]);
+        assert_eq!(parts[2].pending[0], PendingToken { row: 1, choice: 1 });
         assert_eq!((parts[1].sequences[0].query_start, parts[1].sequences[0].rows.clone()), (3, 0..4));
         assert_eq!((parts[1].sequences[0].logits.clone(), parts[2].sequences[0].logits.clone()), (0..2, 0..1));
         assert_eq!(parts[2].sequences[1].logits, 1..2);

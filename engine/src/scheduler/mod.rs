@@ -42,7 +42,7 @@ pub struct SchedulerPolicies {
 pub struct ScheduledSequence {
     /// Whose.
     pub id: RequestId,
-    /// Place in [`Scheduler::running`] until the step is over.
+    /// Place in [`Scheduler::running`] when it was scheduled.
     pub running_idx: usize,
     /// Tokens to compute, from `num_computed_tokens` on.
     pub num_new_tokens: usize,
@@ -164,6 +164,22 @@ impl Scheduler {
         &mut self.running
     }
 
+    /// Takes note of a step that begins: what it computes counts as computed. `choices` has for each sequence the wanted
+    /// row that chooses its next token, if the device does.
+    pub fn advance(&mut self, batch: &Batch, choices: impl Iterator<Item = Option<usize>>) {
+        for (scheduled, choice) in batch.sequences.iter().zip(choices) {
+            self.running[scheduled.running_idx].advance(choice);
+        }
+    }
+
+    /// Where a sequence of a step is in [`Scheduler::running`] now; none if it ended or was given up meanwhile.
+    pub fn find_running(&self, scheduled: &ScheduledSequence) -> Option<usize> {
+        match self.running.get(scheduled.running_idx) {
+            Some(sequence) if sequence.id == scheduled.id => Some(scheduled.running_idx),
+            _ => self.running.iter().position(|sequence| sequence.id == scheduled.id),
+        }
+    }
+
     /// Sequences that wait for room.
     pub fn num_waiting(&self) -> usize {
         let hanging: usize = self.running.iter().chain(&self.waiting).map(|leader| leader.forks.len()).sum();
@@ -185,7 +201,8 @@ impl Scheduler {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// Chooses the next step and reserves the cache room it needs. Empty only when idle.
+    /// Chooses the next step and reserves the cache room it needs. Empty only when idle, or when steps under way choose
+    /// the last tokens of all.
     pub fn schedule(&mut self, kv: &mut dyn KvCacheManager, now: Instant) -> Batch {
         let batch_was_empty = self.running.is_empty();
         for sequence in &mut self.running {
@@ -194,7 +211,7 @@ impl Scheduler {
         let mut step = StepBudget { left: self.config.max_num_batched_tokens, num_prefill_tokens: 0, num_decodes: 0 };
         let preempted = self.schedule_decodes(kv, &mut step);
         for at in 0..self.running.len() {
-            if self.running[at].num_scheduled_tokens == 0 {
+            if self.running[at].num_scheduled_tokens == 0 && !self.running[at].is_complete() {
                 self.schedule_prefill(at, &mut step);
             }
         }
@@ -211,7 +228,8 @@ impl Scheduler {
         let mut at = 0;
         while at < self.running.len() {
             let sequence = &mut self.running[at];
-            if sequence.num_uncomputed_tokens() != 1 || sequence.num_computed_tokens == 0 {
+            let decodes = sequence.num_uncomputed_tokens() == 1 && sequence.num_computed_tokens > 0;
+            if !decodes || sequence.is_complete() {
                 at += 1;
             } else if kv.reserve(sequence.id, sequence.num_tokens(), sequence.max_total_tokens) {
                 sequence.num_scheduled_tokens = 1;
@@ -229,6 +247,7 @@ impl Scheduler {
     }
 
     fn preempt(&mut self, mut sequence: Sequence, kv: &mut dyn KvCacheManager) {
+        debug_assert_eq!(sequence.num_pending_tokens, 0, "a step under way still needs its room");
         kv.release(sequence.id);
         sequence.start_over();
         self.add(sequence);

@@ -244,7 +244,7 @@ struct Step {
   // All linears our own, norms folded into them.
   void fused() {
     const aisp_weight table = m.s.tied ? m.head.view() : m.embed.view();
-    CK(aisp_embedding(CTX, &table, ids.ptr, (int)ids.count, residual.ptr, m.norm.ptr, x.ptr, sumsq.ptr, STREAM));
+    CK(aisp_embedding(CTX, &table, ids.ptr, nullptr, 0, (int)ids.count, residual.ptr, m.norm.ptr, x.ptr, sumsq.ptr, STREAM));
     for (int l = 0; l < m.s.layers; l++) {
       linear(m.qkv[l], x.ptr, AISP_OUT_F32, qkv.ptr, true, false);
       attend(l);
@@ -277,7 +277,7 @@ struct Step {
   void library() {
     const int rows = (int)ids.count;
     const aisp_weight table = m.s.tied ? m.head.view() : m.embed.view();
-    CK(aisp_embedding(CTX, &table, ids.ptr, rows, residual.ptr, nullptr, nullptr, nullptr, STREAM));
+    CK(aisp_embedding(CTX, &table, ids.ptr, nullptr, 0, rows, residual.ptr, nullptr, nullptr, nullptr, STREAM));
     CK(aisp_rms_norm(CTX, residual.ptr, m.norm.ptr, 1e-5f, rows, m.s.hidden, x.ptr, STREAM));
     for (int l = 0; l < m.s.layers; l++) {
       gemm(plans.qkv, m.qkv[l], x.ptr, qkv.ptr, rows);

@@ -404,12 +404,16 @@ static void check_pointwise() {
       if (T > 1) ids[1] = vocab;
       const auto weight = rough_f32(hidden, SEED++, 1);
       const Device<float> dw(weight);
-      const Device<int32_t> dids(ids);
+      // The third token was chosen by an op before.
+      const std::vector<int32_t> choices = {vocab - 2, 5};
+      std::vector<int32_t> given = ids;
+      if (T > 2) ids[2] = choices[1], given[2] = -2;
+      const Device<int32_t> dids(given), dchoices(choices);
       Device<float> r((size_t)T * hidden), sq((size_t)T * (hidden / 16));
       Device<aisp_bf16> next((size_t)T * hidden);
       r.poison(), sq.poison(), next.poison();
       const aisp_weight view = w.view();
-      CK(aisp_embedding(CTX, &view, dids.ptr, T, r.ptr, dw.ptr, next.ptr, sq.ptr, STREAM));
+      CK(aisp_embedding(CTX, &view, dids.ptr, dchoices.ptr, 2, T, r.ptr, dw.ptr, next.ptr, sq.ptr, STREAM));
       const auto ry = r.get(), sy = sq.get();
       const auto ny = next.get();
       Nmse e, en, es;

@@ -246,6 +246,8 @@ unsafe extern "C" {
         ctx: *const Ctx,
         table: *const Weight,
         token_ids: *const i32,
+        choices: *const i32,
+        num_choices: i32,
         num_tokens: i32,
         residual: *mut f32,
         next_norm_weight: *const f32,

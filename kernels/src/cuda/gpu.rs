@@ -220,6 +220,14 @@ impl Event {
         check("recording an event", unsafe { ffi::aisp_event_record(self.event, self.gpu.stream()) })
     }
 
+    /// Waits for what is on the stream before it.
+    ///
+    /// Errors: an op before it failed.
+    pub fn wait(&self) -> Result<(), CudaError> {
+        // SAFETY: the handle is open.
+        check("waiting for an event", unsafe { ffi::aisp_event_synchronize(self.event) })
+    }
+
     /// Milliseconds from `earlier` to this one; waits for both.
     ///
     /// Errors: an op before them failed.

@@ -242,7 +242,7 @@ impl Gpu {
     pub fn embedding(
         &self,
         table: &DeviceWeight,
-        token_ids: DeviceSlice<'_, i32>,
+        (token_ids, choices): (DeviceSlice<'_, i32>, DeviceSlice<'_, i32>),
         num_tokens: usize,
         residual: DeviceSlice<'_, f32>,
         next: NextNorm<'_>,
@@ -250,6 +250,7 @@ impl Gpu {
         const OP: &str = "the embedding";
         let values = num_tokens * table.in_features();
         let ids = token_ids.at_least(OP, "token ids", num_tokens)?;
+        let chosen = choices.at_least(OP, "choices", 0)?;
         let residual = residual.at_least(OP, "residual", values)?;
         let weight = next.weight.all().at_least(OP, "norm", table.in_features())?;
         let x = next.x.at_least(OP, "next x", values)?;
@@ -257,7 +258,19 @@ impl Gpu {
         // SAFETY: every operand has the size that its shape asks for; an id outside the table gives zeros.
         let code = unsafe {
             let (ctx, tokens) = (self.ctx(), num_tokens as i32);
-            ffi::aisp_embedding(ctx, &table.raw(), ids, tokens, residual, weight, x.cast(), sumsq, self.stream())
+            ffi::aisp_embedding(
+                ctx,
+                &table.raw(),
+                ids,
+                chosen,
+                choices.len() as i32,
+                tokens,
+                residual,
+                weight,
+                x.cast(),
+                sumsq,
+                self.stream(),
+            )
         };
         check(OP, code)
     }

@@ -140,6 +140,7 @@ fn placement(arm: usize) -> KvPlacement {
 fn step_input(placement: KvPlacement, start: usize, len: usize) -> StepInput {
     StepInput {
         copies: Vec::new(),
+        pending: Vec::new(),
         token_ids: vec![0; len],
         positions: (start as u32..(start + len) as u32).collect(),
         sequences: vec![SequenceInput {
