@@ -45,7 +45,7 @@ impl Bookkeeping {
     fn step(&mut self) {
         let now = Instant::now();
         let batch = self.scheduler.schedule(&mut self.kv, now);
-        let input = StepInput::prepare(&batch, self.scheduler.running(), &mut self.kv);
+        let input = StepInput::prepare(&batch, self.scheduler.running(), &mut self.kv, false);
         black_box(&input);
         for scheduled in &batch.sequences {
             let sequence = &mut self.scheduler.running_mut()[scheduled.running_idx];

@@ -320,7 +320,7 @@ impl Engine {
             Optimization::ContinuousBatching if requested => self.scheduler.counters().num_joined_running_batch,
             Optimization::ChunkedPrefill if requested => self.scheduler.counters().num_chunks,
             Optimization::PrefixCache => self.scheduler.counters().num_prefix_hit_tokens,
-            Optimization::FastSampler => self.sampler.num_engaged(),
+            Optimization::FastSampler => self.sampler.num_engaged() + self.engagement.count(optimization),
             _ => self.engagement.count(optimization),
         };
         let reason = match (requested, count) {

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::runner::{Draw, TokenChoice};
+use crate::sampler;
 use crate::{Request, RequestId, RequestTimings, SamplingParams, TokenId, TokenLogprobs};
 
 /// A request's state between steps.
@@ -97,11 +99,26 @@ impl Sequence {
         Some(self.forks.remove(at))
     }
 
-    /// Whether its next token is the most likely one by the model's own logits, and only the token is reported.
-    pub fn takes_most_likely(&self) -> bool {
+    /// Who picks the token after all that there are, with a runner that draws tokens or does not.
+    pub fn choice(&self, draws: bool) -> TokenChoice {
         let params = &self.params;
-        params.temperature == 0.0
-            && params.logprobs.is_none()
+        match (self.wants_token_alone(), params.temperature == 0.0) {
+            (true, true) => TokenChoice::MostLikely,
+            (true, false) if draws => TokenChoice::Drawn(Draw {
+                temperature: params.temperature,
+                top_k: params.top_k,
+                top_p: params.top_p,
+                min_p: params.min_p,
+                uniform: sampler::uniform(self.seed, self.num_tokens() - self.num_prompt_tokens),
+            }),
+            _ => TokenChoice::Host,
+        }
+    }
+
+    /// Whether its next token follows from the model's own logits, and only the token is reported.
+    fn wants_token_alone(&self) -> bool {
+        let params = &self.params;
+        params.logprobs.is_none()
             && params.prompt_logprobs.is_none()
             && params.logit_bias.is_empty()
             && params.repetition_penalty == 1.0

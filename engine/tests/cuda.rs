@@ -106,7 +106,7 @@ struct Served {
     num_preemptions: u64,
 }
 
-/// Serves prompts of many lengths at once; drawn ones bring their logits to the host, greedy ones do not.
+/// Serves prompts of many lengths at once; without `fast-sampler` drawn ones bring their logits to the host.
 fn serve(selection: &Selection, prompts: &[Vec<TokenId>], temperature: f32, num_kv_slots: usize) -> Served {
     let logits = Arc::new(Mutex::new(LogitBits::new()));
     let mut engine = builder(selection)
@@ -169,25 +169,74 @@ fn a_row_does_not_depend_on_the_rows_beside_it() {
     }
 }
 
-#[test]
-#[ignore = "needs an NVIDIA GPU: make test-cuda"]
-fn the_device_chooses_the_token_that_the_host_would() {
-    let prompts = prompts(20);
-    let selection = with(&[Optimization::ContinuousBatching]);
-    let device = serve(&selection, &prompts, 0.0, 4096);
-    let mut engine = builder(&selection).build().unwrap();
-    for prompt in &prompts {
-        // Reported probabilities need the logits on the host.
-        let params = SamplingParams { logprobs: Some(0), ..SamplingParams::greedy(24) };
+/// Answers of one engine to prompts of which every second is drawn, each by other rules.
+fn answers(engine: &mut Engine, prompts: &[Vec<TokenId>], logprobs: Option<usize>) -> BTreeMap<u64, Vec<TokenId>> {
+    for (at, prompt) in prompts.iter().enumerate() {
+        let params = SamplingParams {
+            temperature: if at % 2 == 0 { 0.0 } else { 0.5 + 0.1 * at as f32 },
+            top_k: [0, 40, 3][at % 3],
+            top_p: [1.0, 0.9][at / 2 % 2],
+            min_p: [0.0, 0.0, 0.05][at / 3 % 3],
+            seed: Some(at as u64),
+            logprobs,
+            ..SamplingParams::greedy(100)
+        };
         engine.add_request(Request::new(prompt.clone(), params)).unwrap();
     }
-    let mut host: BTreeMap<u64, Vec<TokenId>> = BTreeMap::new();
+    let mut answers: BTreeMap<u64, Vec<TokenId>> = BTreeMap::new();
     while engine.has_unfinished() {
         for output in engine.step().unwrap() {
-            host.entry(output.id.0).or_default().extend(output.tokens.iter().map(|token| token.id));
+            answers.entry(output.id.0).or_default().extend(output.tokens.iter().map(|token| token.id));
         }
     }
-    assert_eq!(device.answers, host);
+    answers
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: make test-cuda"]
+fn the_device_picks_the_token_that_the_host_would() {
+    let prompts = prompts(20);
+    let selection = with(&[Optimization::ContinuousBatching, Optimization::FastSampler]);
+    let mut engine = builder(&selection).build().unwrap();
+    let device = answers(&mut engine, &prompts, None);
+    let status = engine.optimizations().into_iter().find(|status| status.name == "fast-sampler").unwrap();
+    assert!(status.count > 500, "{} tokens drawn", status.count);
+    // Reported probabilities need the logits on the host.
+    let host = answers(&mut builder(&selection).build().unwrap(), &prompts, Some(0));
+    assert_eq!(device, host);
+    let sorted = with(&[Optimization::ContinuousBatching]);
+    assert_eq!(device, answers(&mut builder(&sorted).build().unwrap(), &prompts, None));
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU: make test-cuda"]
+fn overlapped_steps_give_the_same_tokens() {
+    let base = [
+        Optimization::ContinuousBatching,
+        Optimization::ChunkedPrefill,
+        Optimization::FastSampler,
+        Optimization::CudaGraphs,
+    ];
+    for count in [1, 20] {
+        let prompts = prompts(count);
+        let overlapped = base.into_iter().chain([Optimization::OverlappedScheduling]).collect::<Vec<_>>();
+        let [plain, ahead] = [base.as_slice(), &overlapped].map(|switches| {
+            let mut engine = builder(&with(switches)).build().unwrap();
+            // The second time every step is recorded already.
+            let first = answers(&mut engine, &prompts, None);
+            let before = engine.stats().device_idle.unwrap();
+            let again = answers(&mut engine, &prompts, None);
+            let idle = engine.stats().device_idle.unwrap();
+            assert!(first.into_values().eq(again.values().cloned()), "a seed answers twice alike");
+            let gap = (idle.total - before.total) / (idle.num_gaps - before.num_gaps) as u32;
+            println!("{count} sequences, {} switches: idle {gap:?} a step", switches.len());
+            let status =
+                engine.optimizations().into_iter().find(|status| status.name == "overlapped-scheduling").unwrap();
+            assert_eq!(status.engaged, switches.len() > base.len());
+            again
+        });
+        assert_eq!(plain, ahead);
+    }
 }
 
 /// What was computed as answers is computed again as prompt, by another kernel: the same to rounding, so tokens agree

@@ -299,7 +299,8 @@ int aisp_copy_blocks(const aisp_ctx *ctx, const aisp_kv_layer *kv, const int32_t
 
 // ------------------------------------------------------------------------------------------------------ sampling
 
-// token_ids[r] = index of the largest logit of row r, the lowest index among equals; NaN never wins.
+// token_ids[r] = index of the largest logit of row r, the lowest index among equals; 0x7fffffff for a row
+// with a NaN.
 // Workspace: aisp_argmax_workspace_bytes(num_rows). Two stages.
 size_t aisp_argmax_workspace_bytes(int32_t max_rows);
 int aisp_argmax(const aisp_ctx *ctx, const float *logits, int64_t ld, int32_t num_rows, int32_t vocab_size, int32_t *token_ids,
@@ -314,15 +315,8 @@ typedef struct {
   const float *min_p;       // 0: off
   const double *uniform;    // [0, 1)
 } aisp_sampling;
-size_t aisp_sample_workspace_bytes(int32_t max_rows, int32_t vocab_size);
 int aisp_sample(const aisp_ctx *ctx, const float *logits, int64_t ld, int32_t num_rows, int32_t vocab_size,
-                const aisp_sampling *params, int32_t *token_ids, void *workspace, aisp_stream stream);
-
-// Device tables from one step to the next, for a row that decodes on: token_ids and positions of step n + 1 from what
-// step n sampled: positions[r] += 1, context_lens[r] += 1, slot_mapping[r] = block_tables[r][pos / 16] * 16 + pos % 16.
-// Rows with context_lens 0 are left alone.
-int aisp_advance(const aisp_ctx *ctx, const int32_t *block_tables, int32_t max_blocks, int32_t num_rows, int32_t *positions,
-                 int32_t *context_lens, int32_t *slot_mapping, aisp_stream stream);
+                const aisp_sampling *params, int32_t *token_ids, aisp_stream stream);
 
 // --------------------------------------------------------------------------------------------- probes of the card
 

@@ -1,4 +1,4 @@
-// Ops that touch each value once: embedding, norms, silu * mul, quantization of rows, tables of a step, probes.
+// Ops that touch each value once: embedding, norms, silu * mul, quantization of rows, probes.
 //
 // Bytes   inputs once, outputs once; a row is kept in registers between the sum of squares and its use.
 // Launch  a block a row (norms, embedding), or a thread eight values.
@@ -159,21 +159,6 @@ __global__ void __launch_bounds__(ROW_THREADS) quantize_rows_kernel(const __nv_b
   if (threadIdx.x == 0) scales[t] = scale * norm;
 }
 
-__global__ void advance_kernel(const int32_t *block_tables, int max_blocks, int num_rows, int32_t *positions,
-                               int32_t *context_lens, int32_t *slot_mapping) {
-  pdl_wait();
-  pdl_launch();
-  const int r = blockIdx.x * blockDim.x + threadIdx.x;
-  if (r >= num_rows || context_lens[r] == 0) return;
-  const int position = positions[r] + 1;
-  positions[r] = position;
-  context_lens[r] += 1;
-  const int block = position / AISP_BLOCK_SIZE;
-  slot_mapping[r] = block < max_blocks
-                        ? block_tables[(int64_t)r * max_blocks + block] * AISP_BLOCK_SIZE + position % AISP_BLOCK_SIZE
-                        : -1;
-}
-
 __global__ void __launch_bounds__(256) probe_read_kernel(const uint4 *src, size_t count, float *out) {
   pdl_wait();
   pdl_launch();
@@ -249,13 +234,6 @@ int aisp_quantize_rows(const aisp_ctx *ctx, const aisp_bf16 *x, const float *x_s
   if (k % 16) return cudaErrorInvalidValue;
   return launch(ctx, quantize_rows_kernel, num_rows, ROW_THREADS, 0, stream, reinterpret_cast<const __nv_bfloat16 *>(x), x_sumsq,
                 eps, k, out, scales);
-}
-
-int aisp_advance(const aisp_ctx *ctx, const int32_t *block_tables, int32_t max_blocks, int32_t num_rows, int32_t *positions,
-                 int32_t *context_lens, int32_t *slot_mapping, aisp_stream stream) {
-  if (num_rows == 0) return 0;
-  return launch(ctx, advance_kernel, (unsigned)ceil_div(num_rows, 128), 128, 0, stream, block_tables, max_blocks, num_rows,
-                positions, context_lens, slot_mapping);
 }
 
 int aisp_probe_read(const aisp_ctx *ctx, const void *src, size_t bytes, float *out, aisp_stream stream) {

@@ -16,12 +16,17 @@ namespace {
 
 constexpr int PARTS = 64;
 constexpr int NO_TOKEN = 0x7fffffff;
+constexpr int NAN_FOUND = -1;
 
 struct Best {
   float value;
   int at;
 };
 __device__ inline Best better(Best a, Best b) { return b.value > a.value || (b.value == a.value && b.at < a.at) ? b : a; }
+// A logit as a candidate; one that is not a number wins over all others.
+__device__ inline Best candidate(float value, int at) { return value == value ? Best{value, at} : Best{INFINITY, NAN_FOUND}; }
+// What is reported.
+__device__ inline int token_of(Best best) { return best.at == NAN_FOUND ? NO_TOKEN : best.at; }
 __device__ inline Best warp_best(Best x) {
 #pragma unroll
   for (int offset = 16; offset; offset >>= 1) {
@@ -39,7 +44,7 @@ __global__ void __launch_bounds__(256) argmax_parts(const float *logits, int64_t
   const int per = (vocab + PARTS - 1) / PARTS, begin = blockIdx.x * per, end = min(begin + per, vocab);
   Best best = {-INFINITY, NO_TOKEN};
 #pragma unroll 4
-  for (int i = begin + threadIdx.x; i < end; i += 256) best = better(best, {row[i], i}); // NaN is never greater
+  for (int i = begin + threadIdx.x; i < end; i += 256) best = better(best, candidate(row[i], i));
   best = warp_best(best);
   if ((threadIdx.x & 31) == 0) warps[threadIdx.x >> 5] = best;
   __syncthreads();
@@ -59,7 +64,7 @@ __global__ void argmax_rows(const Best *parts, int32_t *token_ids) {
     best = better(best, {raw.x, __float_as_int(raw.y)});
   }
   best = warp_best(best);
-  if (threadIdx.x == 0) token_ids[blockIdx.x] = best.at == NO_TOKEN ? 0 : best.at;
+  if (threadIdx.x == 0) token_ids[blockIdx.x] = token_of(best);
 }
 
 // ------------------------------------------------------------------------------------------------------------ draw
@@ -191,14 +196,14 @@ __global__ void __launch_bounds__(THREADS) draw_kernel(const float *logits, int6
   const int r = blockIdx.x;
   Row row = {logits + r * ld, vocab, 0, 0};
   Best best = {-INFINITY, NO_TOKEN};
-  for (int i = threadIdx.x; i < vocab; i += THREADS) best = better(best, {row.logits[i], i});
+  for (int i = threadIdx.x; i < vocab; i += THREADS) best = better(best, candidate(row.logits[i], i));
   best = warp_best(best);
   if ((threadIdx.x & 31) == 0) shared.best[threadIdx.x >> 5] = best;
   __syncthreads();
   for (int w = 0; w < THREADS / 32; w++) best = better(best, shared.best[w]);
   const float temperature = params.temperature[r];
-  if (!(temperature > 0) || best.at == NO_TOKEN || best.value == INFINITY) {
-    if (threadIdx.x == 0) token_ids[r] = best.at == NO_TOKEN ? 0 : best.at;
+  if (!(temperature > 0) || best.value == INFINITY) {
+    if (threadIdx.x == 0) token_ids[r] = token_of(best);
     return;
   }
   row.best = best.value;
@@ -272,10 +277,8 @@ int aisp_argmax(const aisp_ctx *ctx, const float *logits, int64_t ld, int32_t nu
   return launch(ctx, argmax_rows, num_rows, 32, 0, stream, parts, token_ids);
 }
 
-size_t aisp_sample_workspace_bytes(int32_t, int32_t) { return 256; }
-
 int aisp_sample(const aisp_ctx *ctx, const float *logits, int64_t ld, int32_t num_rows, int32_t vocab_size,
-                const aisp_sampling *params, int32_t *token_ids, void *, aisp_stream stream) {
+                const aisp_sampling *params, int32_t *token_ids, aisp_stream stream) {
   if (num_rows == 0) return 0;
   if (vocab_size > 1 << 20) return cudaErrorInvalidValue;
   return launch(ctx, draw_kernel, num_rows, THREADS, 0, stream, logits, ld, vocab_size, *params, token_ids);

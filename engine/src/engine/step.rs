@@ -71,8 +71,8 @@ impl Engine {
         if batch.sequences.is_empty() {
             return Ok(None);
         }
-        let input =
-            debug_span!("prepare").in_scope(|| StepInput::prepare(&batch, self.scheduler.running(), self.kv.as_mut()));
+        let input = debug_span!("prepare")
+            .in_scope(|| StepInput::prepare(&batch, self.scheduler.running(), self.kv.as_mut(), self.runner.draws()));
         let mut keeps_choices = false;
         match self.runner.overlapped().filter(|_| self.overlaps) {
             Some(runner) => {

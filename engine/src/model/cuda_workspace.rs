@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use aisp_kernels::cuda::{CudaError, DeviceBuffer, DeviceSlice, Gpu, NextNorm, decode_workspace_bytes};
+use aisp_kernels::cuda::{CudaError, DeviceBuffer, DeviceSlice, DrawTables, Gpu, NextNorm, decode_workspace_bytes};
 use bytemuck::Pod;
 use half::bf16;
 
@@ -131,6 +131,8 @@ pub struct StepAddresses<'a> {
     pub cu_seqlens: DeviceSlice<'a, i32>,
     /// `[num_prefills, max_blocks]`.
     pub prefill_block_tables: DeviceSlice<'a, i32>,
+    /// `[num_logit_rows]` each, if tokens are drawn.
+    pub draws: DrawTables<'a>,
 }
 
 impl<'a> StepAddresses<'a> {
@@ -147,6 +149,13 @@ impl<'a> StepAddresses<'a> {
             prefill_context_lens: tables.slice(layout.prefill_context_lens),
             cu_seqlens: tables.slice(layout.cu_seqlens),
             prefill_block_tables: tables.slice(layout.prefill_block_tables),
+            draws: DrawTables {
+                temperatures: tables.slice(layout.temperatures),
+                top_ks: tables.slice(layout.top_ks),
+                top_ps: tables.slice(layout.top_ps),
+                min_ps: tables.slice(layout.min_ps),
+                uniforms: tables.slice(layout.uniforms),
+            },
         }
     }
 }

@@ -12,13 +12,13 @@ use aisp_kernels::cuda::{
 };
 
 use super::cuda_tables::{StepShape, StepTables, rows_bucket};
-use super::{DeviceIdle, Logits, ModelRunner, OverlappedRunner, StepInput};
+use super::{DeviceIdle, Logits, ModelRunner, OverlappedRunner, SequenceInput, StepInput, TokenChoice};
 use crate::components::Engagement;
 use crate::error::EngineError;
 use crate::kv_cache::BlockCopy;
 use crate::model::{CudaDecoder, StepAddresses, Workspace};
 use crate::optimizations::Optimization;
-use crate::plan::ExecutionKind;
+use crate::plan::{ExecutionKind, Plan, SamplerKind};
 
 const TABLES: (&str, &str) = ("the tables of a step", "--max-num-seqs or --max-model-len");
 const LOGITS: (&str, &str) = ("the logits", "--max-num-seqs");
@@ -66,6 +66,7 @@ pub struct CudaRunner {
     workspace: Workspace,
     limits: CudaLimits,
     execution: ExecutionKind,
+    draws: bool,
     optimizations: Vec<Optimization>,
     order: StepTables,
     tables: DeviceBuffer<i32>,
@@ -117,7 +118,7 @@ impl CudaRunner {
         kv: CudaKv,
         workspace: Workspace,
         limits: CudaLimits,
-        execution: ExecutionKind,
+        plan: &Plan,
         optimizations: Vec<Optimization>,
     ) -> Result<Self, EngineError> {
         let gpu = model.gpu().clone();
@@ -131,7 +132,8 @@ impl CudaRunner {
             kv,
             workspace,
             limits,
-            execution,
+            execution: plan.execution,
+            draws: plan.sampler == SamplerKind::Candidates,
             optimizations,
             order: StepTables::default(),
             tables: DeviceBuffer::zeroed(&gpu, most, TABLES)?,
@@ -164,13 +166,17 @@ impl CudaRunner {
         if shape.is_decode() { self.choose(shape, 0, shape.num_logit_rows) } else { Ok(()) }
     }
 
-    /// Logits and most likely tokens of some of the rows that want them.
+    /// Logits and tokens of some of the rows that want them.
     fn choose(&self, shape: &StepShape, start: usize, len: usize) -> Result<(), EngineError> {
         let at = StepAddresses::new(&self.tables, &self.tokens, shape.layout());
         let rows = (at.logit_rows.from(start), len);
         self.model.head(shape, rows, &self.workspace, self.logits.all())?;
-        let vocab_size = self.model.config().vocab_size;
-        Ok(self.model.gpu().argmax(self.logits.all(), len, vocab_size, self.tokens.all(), self.argmax.all())?)
+        let (gpu, vocab_size, logits) = (self.model.gpu(), self.model.config().vocab_size, self.logits.all());
+        match shape.draws {
+            true => gpu.sample(logits, len, vocab_size, at.draws.from(start), self.tokens.all())?,
+            false => gpu.argmax(logits, len, vocab_size, self.tokens.all(), self.argmax.all())?,
+        }
+        Ok(())
     }
 
     /// Puts a step on the stream; whether it was a recorded one.
@@ -195,14 +201,14 @@ impl CudaRunner {
 
     /// Brings what `len` of the wanted rows from `start` on came to: their tokens, and the logits of those that are drawn
     /// by the host.
-    fn bring(&mut self, turn: usize, start: usize, len: usize, greedy: &GreedyRows) -> Result<(), EngineError> {
+    fn bring(&mut self, turn: usize, start: usize, len: usize, chosen: &ChosenRows) -> Result<(), EngineError> {
         let vocab_size = self.model.config().vocab_size;
         if len == 0 {
             return Ok(());
         }
         let Turn { tokens, logits, .. } = &mut self.turns[turn];
         tokens.copy_from(0, self.tokens.all(), len)?;
-        if greedy.all() {
+        if chosen.all() {
             self.model.gpu().synchronize()?;
             for (at, &token) in tokens.values()[..len].iter().enumerate() {
                 logits.choose(start + at, token as u32);
@@ -215,7 +221,7 @@ impl CudaRunner {
             self.model.gpu().synchronize()?;
             for (at, row) in self.host_logits.values()[..rows * vocab_size].chunks(vocab_size).enumerate() {
                 let index = start + first + at;
-                match (greedy.row(index), logits.row_mut(index)) {
+                match (chosen.row(index), logits.row_mut(index)) {
                     (false, Some(to)) => to.copy_from_slice(row),
                     (_, _) => logits.choose(index, tokens.values()[first + at] as u32),
                 }
@@ -226,13 +232,13 @@ impl CudaRunner {
 }
 
 /// Which of the wanted rows the device may choose for.
-struct GreedyRows(Vec<bool>);
+struct ChosenRows(Vec<bool>);
 
-impl GreedyRows {
+impl ChosenRows {
     fn new(input: &StepInput) -> Self {
         let mut rows = vec![false; input.logit_rows.len()];
         for sequence in &input.sequences {
-            rows[sequence.logits.clone()].fill(sequence.greedy);
+            rows[sequence.logits.clone()].fill(sequence.choice.is_runners());
         }
         Self(rows)
     }
@@ -242,7 +248,7 @@ impl GreedyRows {
     }
 
     fn all(&self) -> bool {
-        self.0.iter().all(|greedy| *greedy)
+        self.0.iter().all(|chosen| *chosen)
     }
 }
 
@@ -261,6 +267,10 @@ impl ModelRunner for CudaRunner {
         Some(self)
     }
 
+    fn draws(&self) -> bool {
+        self.draws
+    }
+
     fn device_idle(&self) -> Option<DeviceIdle> {
         Some(self.idle)
     }
@@ -272,8 +282,8 @@ impl OverlappedRunner for CudaRunner {
         self.model.gpu().make_current()?;
         let turn = self.num_submitted % self.turns.len();
         self.note_gap(turn)?;
-        let greedy = GreedyRows::new(input);
-        let drawn_by_host = if greedy.all() { 0 } else { input.logit_rows.len() };
+        let chosen = ChosenRows::new(input);
+        let drawn_by_host = if chosen.all() { 0 } else { input.logit_rows.len() };
         self.turns[turn].logits.reset(drawn_by_host, self.model.config().vocab_size);
         self.turns[turn].begin.record()?;
         if self.keeps_choices(input) {
@@ -286,17 +296,19 @@ impl OverlappedRunner for CudaRunner {
             tokens.copy_from(0, self.tokens.all(), wanted)?;
             (*num_chosen, *is_decode) = (Some(wanted), shape.is_decode());
         } else {
-            self.compute(turn, input, &greedy, engagement)?;
+            self.compute(turn, input, &chosen, engagement)?;
         }
         self.turns[turn].end.record()?;
         self.num_submitted += 1;
+        let drawn = |sequence: &&SequenceInput| matches!(sequence.choice, TokenChoice::Drawn(_));
+        engagement.add(Optimization::FastSampler, input.sequences.iter().filter(drawn).count() as u64);
         engagement.add_all(&self.optimizations, input);
         Ok(())
     }
 
     fn keeps_choices(&self, input: &StepInput) -> bool {
         let fits = input.token_ids.len() <= self.limits.max_rows();
-        fits && input.logit_rows.len() <= self.limits.max_logit_rows() && input.is_chosen_by_device()
+        fits && input.logit_rows.len() <= self.limits.max_logit_rows() && input.is_chosen_by_runner()
     }
 
     fn collect(&mut self, logits: &mut Logits) -> Result<(), EngineError> {
@@ -334,7 +346,7 @@ impl CudaRunner {
         &mut self,
         turn: usize,
         input: &StepInput,
-        greedy: &GreedyRows,
+        chosen: &ChosenRows,
         engagement: &mut Engagement,
     ) -> Result<(), EngineError> {
         let (num_rows, most) = (input.token_ids.len(), self.limits.max_rows());
@@ -343,7 +355,7 @@ impl CudaRunner {
             let part = if num_rows <= most { None } else { Some(input.part(start..(start + most).min(num_rows))) };
             let part = part.as_ref().unwrap_or(input);
             let shape = self.start(turn, part, engagement)?;
-            self.finish(turn, &shape, part.logit_rows.len(), done, greedy)?;
+            self.finish(turn, &shape, part.logit_rows.len(), done, chosen)?;
             done += part.logit_rows.len();
         }
         (self.turns[turn].num_chosen, self.turns[turn].is_decode) = (None, false);
@@ -373,16 +385,16 @@ impl CudaRunner {
         shape: &StepShape,
         wanted: usize,
         first: usize,
-        greedy: &GreedyRows,
+        chosen: &ChosenRows,
     ) -> Result<(), EngineError> {
         if shape.is_decode() {
-            self.bring(turn, first, wanted, greedy)?;
+            self.bring(turn, first, wanted, chosen)?;
         } else {
             let most = self.limits.max_logit_rows();
             for start in (0..wanted).step_by(most) {
                 let len = most.min(wanted - start);
                 self.choose(shape, start, len)?;
-                self.bring(turn, first + start, len, greedy)?;
+                self.bring(turn, first + start, len, chosen)?;
             }
         }
         if wanted == 0 {

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::step_input::{SequenceInput, StepInput};
+use super::step_input::{SequenceInput, StepInput, TokenChoice};
 use crate::error::EngineError;
 use crate::kv_cache::{BLOCK_SIZE, KvPlacement};
 
@@ -31,6 +31,8 @@ pub struct StepShape {
     pub num_logit_rows: usize,
     /// No context is longer; a multiple of the block size.
     pub max_context_len: usize,
+    /// Whether tokens are drawn; else the most likely ones are taken.
+    pub draws: bool,
 }
 
 impl StepShape {
@@ -46,6 +48,7 @@ impl StepShape {
 
     /// Where each table lies.
     pub fn layout(&self) -> TableLayout {
+        let num_draws = if self.draws { self.num_logit_rows } else { 0 };
         let mut end = 0;
         let mut table = |len: usize| {
             let start = end;
@@ -62,6 +65,11 @@ impl StepShape {
             cu_seqlens: table(self.num_prefills + 1),
             block_tables: table(self.num_decodes * self.max_blocks()),
             prefill_block_tables: table(self.num_prefills * self.max_blocks()),
+            temperatures: table(num_draws),
+            top_ks: table(num_draws),
+            top_ps: table(num_draws),
+            min_ps: table(num_draws),
+            uniforms: table(2 * num_draws),
             len: end,
         }
     }
@@ -77,6 +85,7 @@ impl StepShape {
             max_query_len: max_rows,
             num_logit_rows: max_rows,
             max_context_len,
+            draws: true,
         };
         shape.layout().len
     }
@@ -103,6 +112,16 @@ pub struct TableLayout {
     pub block_tables: Range<usize>,
     /// `[num_prefills, max_blocks]`.
     pub prefill_block_tables: Range<usize>,
+    /// Bits of f32, `[num_logit_rows]` if tokens are drawn; 0 takes the most likely one.
+    pub temperatures: Range<usize>,
+    /// `[num_logit_rows]` if tokens are drawn.
+    pub top_ks: Range<usize>,
+    /// Bits of f32, `[num_logit_rows]` if tokens are drawn.
+    pub top_ps: Range<usize>,
+    /// Bits of f32, `[num_logit_rows]` if tokens are drawn.
+    pub min_ps: Range<usize>,
+    /// Bits of f64, two values each, `[num_logit_rows]` if tokens are drawn.
+    pub uniforms: Range<usize>,
     /// Values of all.
     pub len: usize,
 }
@@ -141,6 +160,7 @@ impl StepTables {
         self.order.extend((0..input.sequences.len()).filter(|index| !single(index)));
         let longest = input.sequences.iter().map(SequenceInput::context_len).max().unwrap_or(1);
         let max_context_len = context_bucket(longest, max_model_len);
+        let draws = input.sequences.iter().any(|sequence| matches!(sequence.choice, TokenChoice::Drawn(_)));
         if num_decodes == input.sequences.len() {
             let rows = rows_bucket(num_decodes);
             return StepShape {
@@ -151,6 +171,7 @@ impl StepTables {
                 // Parts of prompts of one token want no logits; the rows are there all the same.
                 num_logit_rows: rows,
                 max_context_len,
+                draws,
             };
         }
         StepShape {
@@ -160,6 +181,7 @@ impl StepTables {
             max_query_len: input.sequences.iter().map(|sequence| sequence.rows.len()).max().unwrap_or(1),
             num_logit_rows: input.logit_rows.len(),
             max_context_len,
+            draws,
         }
     }
 
@@ -209,11 +231,29 @@ impl StepTables {
             tables[layout.token_ids.start + row] = -1 - pending.choice as i32;
         }
         tables[layout.cu_seqlens.end - 1] = prefill_rows;
+        if shape.draws {
+            fill_draws(input, &layout, tables);
+        }
         let logit_rows = &mut tables[layout.logit_rows];
         for (index, to) in logit_rows.iter_mut().enumerate() {
             *to = input.logit_rows.get(index).map_or(0, |&from| self.device_rows[from as usize]);
         }
         Ok(())
+    }
+}
+
+/// Rows that are not drawn take the most likely token.
+fn fill_draws(input: &StepInput, layout: &TableLayout, tables: &mut [i32]) {
+    tables[layout.temperatures.clone()].fill(0);
+    for sequence in &input.sequences {
+        let (TokenChoice::Drawn(draw), Some(at)) = (sequence.choice, sequence.logits.clone().last()) else { continue };
+        tables[layout.temperatures.start + at] = draw.temperature.to_bits() as i32;
+        tables[layout.top_ks.start + at] = draw.top_k.min(i32::MAX as usize) as i32;
+        tables[layout.top_ps.start + at] = draw.top_p.to_bits() as i32;
+        tables[layout.min_ps.start + at] = draw.min_p.to_bits() as i32;
+        let uniform = draw.uniform.to_bits();
+        tables[layout.uniforms.start + 2 * at] = uniform as i32;
+        tables[layout.uniforms.start + 2 * at + 1] = (uniform >> 32) as i32;
     }
 }
 
@@ -229,7 +269,7 @@ mod tests {
     use super::*;
     use crate::RequestId;
     use crate::kv_cache::BlockId;
-    use crate::runner::PendingToken;
+    use crate::runner::{Draw, PendingToken};
 
     fn input(sequences: &[(usize, usize)]) -> StepInput {
         let mut input = StepInput {
@@ -254,7 +294,7 @@ mod tests {
                     block_table: (0..blocks).map(|block| BlockId((10 * index + block) as u32)).collect(),
                 },
                 logits: index..index + 1,
-                greedy: true,
+                choice: TokenChoice::MostLikely,
             });
         }
         input
@@ -313,6 +353,23 @@ mod tests {
     }
 
     #[test]
+    fn draws_stand_beside_the_rows_that_want_them() {
+        let mut input = input(&[(0, 20), (33, 1), (16, 3)]);
+        assert!(filled(&input).0.layout().temperatures.is_empty());
+        let draw = Draw { temperature: 0.5, top_k: 9, top_p: 0.75, min_p: 0.25, uniform: 0.1 };
+        input.sequences[1].choice = TokenChoice::Drawn(draw);
+        let (shape, values) = filled(&input);
+        let layout = shape.layout();
+        let float = |at: usize| f32::from_bits(values[at] as u32);
+        assert_eq!(layout.temperatures.clone().map(float).collect::<Vec<_>>(), [0.0, 0.5, 0.0]);
+        assert_eq!(values[layout.top_ks.start + 1], 9);
+        assert_eq!((float(layout.top_ps.start + 1), float(layout.min_ps.start + 1)), (0.75, 0.25));
+        let bits =
+            bytemuck::cast::<[i32; 2], u64>([values[layout.uniforms.start + 2], values[layout.uniforms.start + 3]]);
+        assert_eq!(f64::from_bits(bits), 0.1);
+    }
+
+    #[test]
     fn tables_do_not_overlap_and_start_aligned() {
         for input in [input(&[(0, 20), (33, 1), (16, 3)]), input(&[(5, 1)]), input(&[(0, 7)])] {
             let shape = filled(&input).0;
@@ -329,9 +386,11 @@ mod tests {
                 layout.cu_seqlens,
                 layout.block_tables,
                 layout.prefill_block_tables,
+                layout.temperatures,
+                layout.uniforms,
             ];
             assert!(tables.windows(2).all(|pair| pair[0].end <= pair[1].start && pair[1].start % ALIGNMENT == 0));
-            assert!(tables[8].end <= layout.len);
+            assert!(tables[10].end <= layout.len);
         }
     }
 

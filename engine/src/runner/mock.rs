@@ -153,7 +153,7 @@ impl OverlappedRunner for MockRunner {
     }
 
     fn keeps_choices(&self, input: &StepInput) -> bool {
-        input.is_chosen_by_device()
+        input.is_chosen_by_runner()
     }
 
     fn collect(&mut self, logits: &mut Logits) -> Result<(), EngineError> {

@@ -22,7 +22,7 @@ pub use fused::FusedRunner;
 pub use kv_store::{ContiguousStore, KvPool, KvStore, PagedStore};
 pub use logits::Logits;
 pub use mock::{MockFault, MockRunner};
-pub use step_input::{PendingToken, SequenceInput, StepInput};
+pub use step_input::{Draw, PendingToken, SequenceInput, StepInput, TokenChoice};
 
 use std::time::Duration;
 
@@ -42,6 +42,11 @@ pub trait ModelRunner: Send {
         logits: &mut Logits,
         engagement: &mut Engagement,
     ) -> Result<(), EngineError>;
+
+    /// Whether it draws tokens itself.
+    fn draws(&self) -> bool {
+        false
+    }
 
     /// The same runner as one that starts a step while another is under way, if it can.
     fn overlapped(&mut self) -> Option<&mut dyn OverlappedRunner> {

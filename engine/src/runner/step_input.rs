@@ -46,8 +46,41 @@ pub struct SequenceInput {
     pub placement: KvPlacement,
     /// Its entries in `logit_rows`; the last one is that of the next token, unless this is a part of a prompt.
     pub logits: Range<usize>,
-    /// Its next token is the most likely one and nothing else is asked of its logits: a device may choose it.
-    pub greedy: bool,
+    /// Who picks its next token.
+    pub choice: TokenChoice,
+}
+
+/// Who picks a token from logits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum TokenChoice {
+    /// The host.
+    Host,
+    /// The runner may: the most likely one.
+    MostLikely,
+    /// The runner: a draw.
+    Drawn(Draw),
+}
+
+impl TokenChoice {
+    /// Whether the runner may pick it.
+    pub fn is_runners(&self) -> bool {
+        !matches!(self, Self::Host)
+    }
+}
+
+/// How a token is drawn; see [`crate::SamplingParams`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Draw {
+    /// Over 0.
+    pub temperature: f32,
+    /// 0: off.
+    pub top_k: usize,
+    /// 1: off.
+    pub top_p: f32,
+    /// 0: off.
+    pub min_p: f32,
+    /// The place of the draw in the mass that is left, `[0, 1)`.
+    pub uniform: f64,
 }
 
 impl SequenceInput {
@@ -58,9 +91,9 @@ impl SequenceInput {
 }
 
 impl StepInput {
-    /// Lays out a scheduled batch. Sequences without a place in the cache are left out; the scheduler reserved one for
+    /// Lays out a scheduled batch for a runner that draws tokens or does not. Sequences without a place in the cache are left out; the scheduler reserved one for
     /// each.
-    pub fn prepare(batch: &Batch, running: &[Sequence], kv: &mut dyn KvCacheManager) -> Self {
+    pub fn prepare(batch: &Batch, running: &[Sequence], kv: &mut dyn KvCacheManager, draws: bool) -> Self {
         let mut input = Self {
             token_ids: Vec::with_capacity(batch.num_tokens),
             positions: Vec::with_capacity(batch.num_tokens),
@@ -96,7 +129,7 @@ impl StepInput {
                 query_start: start,
                 placement: placement.clone(),
                 logits: first_logit..input.logit_rows.len(),
-                greedy: sequence.takes_most_likely(),
+                choice: sequence.choice(draws),
             });
         }
         input
@@ -119,7 +152,7 @@ impl StepInput {
                 query_start: whole.query_start + common.start - whole.rows.start,
                 placement: whole.placement.clone(),
                 logits: inside(&whole.logits, &(first_logit..last_logit)),
-                greedy: whole.greedy,
+                choice: whole.choice,
             })
         };
         Self {
@@ -137,9 +170,9 @@ impl StepInput {
         }
     }
 
-    /// Whether the device may choose every token that this step comes to.
-    pub fn is_chosen_by_device(&self) -> bool {
-        self.sequences.iter().all(|sequence| sequence.greedy || sequence.logits.is_empty())
+    /// Whether the runner may pick every token that this step comes to.
+    pub fn is_chosen_by_runner(&self) -> bool {
+        self.sequences.iter().all(|sequence| sequence.choice.is_runners() || sequence.logits.is_empty())
     }
 }
 
@@ -156,7 +189,7 @@ mod tests {
             query_start,
             placement: KvPlacement::Paged { block_table: vec![BlockId(id as u32)] },
             logits,
-            greedy: true,
+            choice: TokenChoice::MostLikely,
         };
         let whole = StepInput {
             token_ids: (0..10).collect(),

@@ -66,7 +66,7 @@ pub fn prompt_logprobs(logits: &[f32], token: TokenId, count: usize) -> TokenLog
 }
 
 /// The draw for one position: the same for the same seed and position, whatever ran before (a counter-based stream).
-fn uniform(seed: u64, position: usize) -> f64 {
+pub(crate) fn uniform(seed: u64, position: usize) -> f64 {
     use rand::{RngExt, SeedableRng};
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(position as u64);

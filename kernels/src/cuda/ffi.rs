@@ -79,6 +79,15 @@ pub struct LinearArgs {
     pub num_rows: i32,
 }
 
+#[repr(C)]
+pub struct Sampling {
+    pub temperature: *const f32,
+    pub top_k: *const i32,
+    pub top_p: *const f32,
+    pub min_p: *const f32,
+    pub uniform: *const f64,
+}
+
 pub const KV_BF16: i32 = 0;
 pub const KV_FP8: i32 = 2;
 
@@ -316,6 +325,16 @@ unsafe extern "C" {
         stream: Stream,
     ) -> c_int;
     pub fn aisp_argmax_workspace_bytes(max_rows: i32) -> usize;
+    pub fn aisp_sample(
+        ctx: *const Ctx,
+        logits: *const f32,
+        ld: i64,
+        num_rows: i32,
+        vocab_size: i32,
+        params: *const Sampling,
+        token_ids: *mut i32,
+        stream: Stream,
+    ) -> c_int;
     pub fn aisp_argmax(
         ctx: *const Ctx,
         logits: *const f32,

@@ -13,6 +13,7 @@ mod graph;
 mod kv;
 mod libraries;
 mod ops;
+mod sampling;
 mod weight;
 
 pub use buffer::{DeviceBuffer, DeviceSlice, PinnedBuffer};
@@ -24,6 +25,7 @@ pub use kv::{CudaKv, CudaKvShape, CudaKvType};
 pub use libraries::open_candle_libraries;
 pub use ops::{
     DecodeAttention, GemmOutput, LINEAR_MAX_ROWS, LinearInput, LinearOutput, NextNorm, PrefillAttention, Rope,
-    RopeNorms, Rows, argmax_workspace_bytes, decode_workspace_bytes,
+    RopeNorms, Rows, decode_workspace_bytes,
 };
+pub use sampling::{DrawTables, NO_TOKEN, argmax_workspace_bytes};
 pub use weight::{DeviceWeight, WeightFormat};

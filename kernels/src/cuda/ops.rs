@@ -166,12 +166,6 @@ pub fn decode_workspace_bytes(max_seqs: usize, num_heads: usize, head_dim: usize
     }
 }
 
-/// Bytes that [`Gpu::argmax`] works in.
-pub fn argmax_workspace_bytes(max_rows: usize) -> usize {
-    // SAFETY: plain arithmetic.
-    unsafe { ffi::aisp_argmax_workspace_bytes(max_rows as i32) }
-}
-
 fn window(sliding_window: Option<usize>) -> i32 {
     sliding_window.map_or(0, |window| window.min(i32::MAX as usize) as i32)
 }
@@ -483,29 +477,5 @@ impl Gpu {
             check(OP, code)?;
         }
         Ok(())
-    }
-
-    /// The most likely token of each row; the lowest id among equals.
-    ///
-    /// Shapes: `logits [num_rows, vocab_size]`, `token_ids [num_rows]`.
-    /// Errors: operands that are too small; a failed launch.
-    pub fn argmax(
-        &self,
-        logits: DeviceSlice<'_, f32>,
-        num_rows: usize,
-        vocab_size: usize,
-        token_ids: DeviceSlice<'_, i32>,
-        workspace: DeviceSlice<'_, u8>,
-    ) -> Result<(), CudaError> {
-        const OP: &str = "argmax";
-        let logits = logits.at_least(OP, "logits", num_rows * vocab_size)?;
-        let ids = token_ids.at_least(OP, "token ids", num_rows)?;
-        let workspace = workspace.at_least(OP, "workspace", argmax_workspace_bytes(num_rows))?;
-        // SAFETY: every operand has the size that its shape asks for.
-        let code = unsafe {
-            let (rows, vocab) = (num_rows as i32, vocab_size as i32);
-            ffi::aisp_argmax(self.ctx(), logits, i64::from(vocab), rows, vocab, ids, workspace.cast(), self.stream())
-        };
-        check(OP, code)
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use aisp_engine::kv_cache::{BLOCK_SIZE, BlockId, KvPlacement};
 use aisp_engine::loader::{LoadOptions, load};
 use aisp_engine::model::ModelConfig;
-use aisp_engine::runner::{ContiguousStore, KvPool, KvStore, PagedStore, SequenceInput, StepInput};
+use aisp_engine::runner::{ContiguousStore, KvPool, KvStore, PagedStore, SequenceInput, StepInput, TokenChoice};
 use aisp_engine::{ModelSource, Optimization, RequestId};
 use aisp_kernels::attention::padded_len;
 use candle_core::{DType, Device, IndexOp, Result, Tensor};
@@ -149,7 +149,7 @@ fn step_input(placement: KvPlacement, start: usize, len: usize) -> StepInput {
             query_start: start,
             placement,
             logits: 0..1,
-            greedy: false,
+            choice: TokenChoice::Host,
         }],
         logit_rows: vec![len as u32 - 1],
     }
