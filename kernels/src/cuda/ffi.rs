@@ -81,14 +81,15 @@ pub struct LinearArgs {
 
 pub const KV_BF16: i32 = 0;
 pub const KV_FP8: i32 = 2;
+pub const KV_FP4: i32 = 3;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct KvLayer {
     pub k: *mut c_void,
     pub v: *mut c_void,
-    pub k_scales: *mut f32,
-    pub v_scales: *mut f32,
+    pub k_scales: *mut c_void,
+    pub v_scales: *mut c_void,
     pub kv_format: i32,
     pub num_kv_heads: i32,
     pub head_dim: i32,
@@ -313,6 +314,8 @@ unsafe extern "C" {
         num_pairs: i32,
         stream: Stream,
     ) -> c_int;
+    pub fn aisp_kv_row_bytes(kv_format: i32, head_dim: i32) -> usize;
+    pub fn aisp_kv_scale_bytes(kv_format: i32, head_dim: i32) -> usize;
     pub fn aisp_argmax_workspace_bytes(max_rows: i32) -> usize;
     pub fn aisp_argmax(
         ctx: *const Ctx,
