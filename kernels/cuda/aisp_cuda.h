@@ -333,6 +333,7 @@ int aisp_advance(const aisp_ctx *ctx, const int32_t *block_tables, int32_t max_b
 
 // Reads (and sums) or copies `bytes`, for ceilings measured with our own kernels. Read: out is one f32.
 int aisp_probe_read(const aisp_ctx *ctx, const void *src, size_t bytes, float *out, aisp_stream stream);
+int aisp_probe_copy(const aisp_ctx *ctx, const void *src, void *dst, size_t bytes, aisp_stream stream);
 // A kernel that does nothing, for launch cost.
 int aisp_probe_empty(const aisp_ctx *ctx, aisp_stream stream);
 

@@ -328,6 +328,24 @@ unsafe extern "C" {
         stream: Stream,
     ) -> c_int;
     pub fn aisp_probe_read(ctx: *const Ctx, src: *const c_void, bytes: usize, out: *mut f32, stream: Stream) -> c_int;
+    pub fn aisp_probe_copy(
+        ctx: *const Ctx,
+        src: *const c_void,
+        dst: *mut c_void,
+        bytes: usize,
+        stream: Stream,
+    ) -> c_int;
+    pub fn aisp_quantize_rows(
+        ctx: *const Ctx,
+        x: *const c_void,
+        x_sumsq: *const f32,
+        eps: f32,
+        num_rows: i32,
+        k: i32,
+        out: *mut u8,
+        scales: *mut f32,
+        stream: Stream,
+    ) -> c_int;
     pub fn aisp_memcpy_d2d(dst: *mut c_void, src: *const c_void, bytes: usize, stream: Stream) -> c_int;
     pub fn aisp_probe_empty(ctx: *const Ctx, stream: Stream) -> c_int;
 }

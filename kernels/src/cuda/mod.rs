@@ -13,6 +13,7 @@ mod graph;
 mod kv;
 mod libraries;
 mod ops;
+mod probe;
 mod weight;
 
 pub use buffer::{DeviceBuffer, DeviceSlice, PinnedBuffer};
@@ -26,4 +27,5 @@ pub use ops::{
     DecodeAttention, GemmOutput, LINEAR_MAX_ROWS, LinearInput, LinearOutput, NextNorm, PrefillAttention, Rope,
     RopeNorms, Rows, argmax_workspace_bytes, decode_workspace_bytes,
 };
+pub use probe::probe;
 pub use weight::{DeviceWeight, WeightFormat};
