@@ -128,7 +128,8 @@ mod build {
             head_dim: config.head_dim,
             kv_type: match plan.kv_type {
                 KvTypeKind::Fp8 => CudaKvType::Fp8,
-                KvTypeKind::Model | KvTypeKind::F16 | KvTypeKind::Fp4 => CudaKvType::Bf16,
+                KvTypeKind::Fp4 => CudaKvType::Fp4,
+                KvTypeKind::Model | KvTypeKind::F16 => CudaKvType::Bf16,
             },
         }
     }

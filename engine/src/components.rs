@@ -149,9 +149,14 @@ pub(crate) fn model_optimizations(plan: &Plan, compute: &Compute, packed: &Packe
 /// The optimizations that the runner on the GPU stands for in every step.
 #[cfg(feature = "cuda")]
 pub(crate) fn cuda_optimizations(plan: &Plan, packed: &PackedWeights) -> Vec<Optimization> {
+    let kv_type = match plan.kv_type {
+        KvTypeKind::Model | KvTypeKind::F16 => None,
+        KvTypeKind::Fp8 => Some(Optimization::KvFp8),
+        KvTypeKind::Fp4 => Some(Optimization::KvFp4),
+    };
     [Optimization::PagedKv, Optimization::FlashAttention, Optimization::FastLinear, Optimization::FusedOps]
         .into_iter()
-        .chain((plan.kv_type == KvTypeKind::Fp8).then_some(Optimization::KvFp8))
+        .chain(kv_type)
         .chain(weight_type(plan).1.filter(|_| packed.num_converted > 0))
         .collect()
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use aisp_kernels::{ProbeKind, ProbeRow};
 use candle_core::Device;
 
 use crate::error::EngineError;
@@ -118,6 +119,23 @@ impl DeviceChoice {
             Self::Cuda { index } => candle_cuda(index),
         }
     }
+}
+
+/// Measures what a GPU reaches; tells `next` what comes.
+///
+/// Cost: about 1 s, 4 GiB of the card and 256 MiB of the host.
+/// Errors: a build without CUDA; no driver or device; a card that fails.
+#[cfg(feature = "cuda")]
+pub fn probe_gpu(index: usize, next: &mut dyn FnMut(ProbeKind)) -> Result<Vec<ProbeRow>, EngineError> {
+    Ok(aisp_kernels::cuda::probe(&aisp_kernels::cuda::Gpu::open(index)?, next)?)
+}
+
+/// Measures what a GPU reaches, in a build with CUDA.
+///
+/// Errors: always, with the way to a build that can.
+#[cfg(not(feature = "cuda"))]
+pub fn probe_gpu(_: usize, _: &mut dyn FnMut(ProbeKind)) -> Result<Vec<ProbeRow>, EngineError> {
+    Err(no_cuda())
 }
 
 #[cfg(feature = "cuda")]

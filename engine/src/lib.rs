@@ -48,7 +48,7 @@ pub mod text;
 pub use builder::EngineBuilder;
 pub use components::{BuildContext, Components, Engagement, KvParts};
 pub use compute::Compute;
-pub use device::{DeviceChoice, DeviceKind, UnknownDevice};
+pub use device::{DeviceChoice, DeviceKind, UnknownDevice, probe_gpu};
 pub use engine::{Clock, Engine, EngineParts, EngineStats, ModelInfo, OptimizationStatus, StepStats};
 pub use error::EngineError;
 pub use generate::{Completion, CompletionDelta, CompletionStream};

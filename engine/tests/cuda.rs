@@ -80,6 +80,7 @@ fn fewer_bits_keep_their_bounds() {
     let exact = Run::on_cpu(PLAIN).forced(&Selection::none());
     for switch in [
         Optimization::KvFp8,
+        Optimization::KvFp4,
         Optimization::WeightsInt8,
         Optimization::WeightsInt4,
         Optimization::WeightsFp8,

@@ -223,13 +223,16 @@ int aisp_silu_mul(const aisp_ctx *ctx, const void *gate_up, int32_t format, int3
 // ------------------------------------------------------------------------------------------ KV cache and attention
 
 #define AISP_BLOCK_SIZE 16
-enum { AISP_KV_BF16 = 0, AISP_KV_FP8 = 2 };
+enum { AISP_KV_BF16 = 0, AISP_KV_FP8 = 2, AISP_KV_FP4 = 3 };
 
 // One layer's pool. K and V each `[num_blocks, KVH, 16, D]`: a block's head is contiguous (16 D values).
 // FP8: e4m3 and one f32 scale a position and head, k_scales and v_scales `[num_blocks, KVH, 16]`.
+// FP4: e2m1, two a byte, `[num_blocks, KVH, 16, D / 2]`, and a bf16 scale each 16 values, `[num_blocks, KVH, 16, D / 16]`:
+// 0.3125 of bf16's bytes. Value = code * scale; scale = the least bf16 >= absmax / 6; codes round to the nearest, ties
+// towards zero: what the CPU's pool holds. Values 2i and 2i + 1 of a 32-bit word of 8 stand at bits 4i and 4i + 16.
 typedef struct {
   void *k, *v;
-  float *k_scales, *v_scales; // NULL for bf16
+  void *k_scales, *v_scales; // NULL for bf16
   int32_t kv_format;          // AISP_KV_*
   int32_t num_kv_heads;
   int32_t head_dim;           // attention: 32, 64, 96, 128 or 256 (801 for others)
@@ -296,6 +299,9 @@ int aisp_prefill_attention(const aisp_ctx *ctx, const aisp_kv_layer *kv, const a
 
 // Copies whole blocks inside one layer's pool: pairs i32 [num_pairs, 2] (from, to).
 int aisp_copy_blocks(const aisp_ctx *ctx, const aisp_kv_layer *kv, const int32_t *pairs, int32_t num_pairs, aisp_stream stream);
+// Bytes of K, or of V, and of its scales that one position of one kv head takes.
+size_t aisp_kv_row_bytes(int32_t kv_format, int32_t head_dim);
+size_t aisp_kv_scale_bytes(int32_t kv_format, int32_t head_dim);
 
 // ------------------------------------------------------------------------------------------------------ sampling
 
@@ -322,6 +328,7 @@ int aisp_sample(const aisp_ctx *ctx, const float *logits, int64_t ld, int32_t nu
 
 // Reads (and sums) or copies `bytes`, for ceilings measured with our own kernels. Read: out is one f32.
 int aisp_probe_read(const aisp_ctx *ctx, const void *src, size_t bytes, float *out, aisp_stream stream);
+int aisp_probe_copy(const aisp_ctx *ctx, const void *src, void *dst, size_t bytes, aisp_stream stream);
 // A kernel that does nothing, for launch cost.
 int aisp_probe_empty(const aisp_ctx *ctx, aisp_stream stream);
 

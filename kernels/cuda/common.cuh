@@ -83,6 +83,14 @@ __host__ __device__ inline int64_t w4_word(int64_t k) { return k / 128 * 64 + k 
 __host__ __device__ inline int64_t fp4_word(int64_t k) { return k / 8 * 4; }
 __host__ __device__ inline int nibble(int64_t k) { return (int)(k % 8 / 2 + 4 * (k & 1)); }
 
+// Bytes of K, or of V, and of its scales, that one position of one kv head takes in the pool.
+__host__ __device__ constexpr int kv_row_bytes(int kv_format, int dim) {
+  return kv_format == AISP_KV_FP4 ? dim / 2 : kv_format == AISP_KV_FP8 ? dim : 2 * dim;
+}
+__host__ __device__ constexpr int kv_scale_bytes(int kv_format, int dim) {
+  return kv_format == AISP_KV_FP4 ? dim / 8 : kv_format == AISP_KV_FP8 ? 4 : 0;
+}
+
 __host__ __device__ inline float e4m3_to_float(uint8_t code) {
   const int exponent = code >> 3 & 15, mantissa = code & 7;
   const float magnitude = exponent ? ldexpf(1.0f + mantissa / 8.0f, exponent - 7) : ldexpf(mantissa / 8.0f, -6);
@@ -160,6 +168,29 @@ __device__ inline uint32_t shared_4(uint32_t from) {
   return v;
 }
 
+__device__ inline uint32_t shared_2(uint32_t from) {
+  uint16_t v;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(from));
+  return v;
+}
+// N words in the widest pieces that N allows; `from` is aligned to them.
+template <int N>
+__device__ inline void shared_words(uint32_t (&w)[N], uint32_t from) {
+  if constexpr (N % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+      const uint4 v = shared_16(from + 4 * i);
+      w[i] = v.x, w[i + 1] = v.y, w[i + 2] = v.z, w[i + 3] = v.w;
+    }
+  } else if constexpr (N % 2 == 0) {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(w[i]), "=r"(w[i + 1]) : "r"(from + 4 * i));
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i++) w[i] = shared_4(from + 4 * i);
+  }
+}
+
 // d[16 x 8] += a[16 x 16] b[16 x 8], bf16 with f32 sums.
 __device__ inline void mma_bf16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
   asm volatile(
@@ -213,6 +244,21 @@ __device__ inline void e4m3x4_to_bf16(uint32_t word, uint32_t &pair01, uint32_t 
 }
 // Rounds to the nearest e4m3, saturating at 448.
 __device__ inline uint8_t float_to_e4m3(float x) { return __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3); }
+
+// The e2m1 codes at bits 4 * `nibble` and 16 more, as bf16 times 2^-126 (there a bf16 has the same bits), times `factor`.
+__device__ inline uint32_t e2m1_pair(uint32_t word, int nibble, uint32_t factor) {
+  const int sign = 12 - 4 * nibble, magnitude = 6 - 4 * nibble;
+  const uint32_t bits = (word << sign & 0x80008000u) | ((magnitude >= 0 ? word << magnitude : word >> -magnitude) & 0x01c001c0u);
+  return fma_bf16x2(bits, factor, 0x80008000u);
+}
+// Factors for it out of bf16 scales of both halves: values leave times 2^-32, so that no scale below 2^33 overflows.
+__device__ inline uint32_t e2m1_factor(uint32_t scale_pair) { return fma_bf16x2(scale_pair, 0x6e806e80u, 0x80008000u); } // 2^94
+constexpr float E2M1_LATER = 0x1p32f;
+// The code of the nearest e2m1, ties towards zero; beyond 6 it is 6.
+__device__ inline uint32_t float_to_e2m1(float x) {
+  const float a = fabsf(x);
+  return (__float_as_uint(x) >> 28 & 8) + (a > 0.25f) + (a > 0.75f) + (a > 1.25f) + (a > 1.75f) + (a > 2.5f) + (a > 3.5f) + (a > 5.0f);
+}
 
 // 2^x by the special-function unit; 0 at minus infinity.
 __device__ inline float exp2_fast(float x) {

@@ -2,12 +2,13 @@
 //
 // Formula    out = softmax(scale q K^T) V; all query heads of a kv head share its loads.
 // Shapes     q, out [S, NH, D]; pool by aisp_kv_layer; D in {32, 64, 96, 128, 256}; any NH / KVH.
-// Alignment  16 bytes (D a multiple of 8; of 16 for fp8).
+// Alignment  16 bytes.
 // Bytes      K and V of the context once; q, out; with more than one split, (D + 2) floats a split and head.
 // Launch     grid (splits of the longest context, KVH, S), 4 warps; a split beyond a context leaves at once. A warp owns
 //            64 of the split's 256 positions and walks its 4 blocks through a private ring of two stages in shared memory.
 //            S^T = K Q^T and O^T = V^T P^T, so that positions and dimensions fill the tensor cores' 16 rows and heads
-//            their 8 columns.
+//            their 8 columns. fp8 is widened to bf16 in shared memory and its scales meet scores and weights; fp4 is
+//            widened in registers, code times scale rounded to bf16.
 // Sums       scores over D by mma in f32; a block's 16 positions by mma; blocks of a warp in order with a running maximum;
 //            warps in order; splits in order by whichever block comes last. Nothing depends on the batch.
 #include "common.cuh"
@@ -23,15 +24,17 @@ constexpr int WARP_POSITIONS = AISP_SPLIT_SIZE / WARPS;
 constexpr size_t COUNTER_BYTES = 256 * 1024; // one counter a sequence and kv head, in front of the workspace
 constexpr float NEVER = -INFINITY;
 
-template <int D, bool FP8, int RING>
+template <int D, int KV, int RING>
 struct Shape {
-  static constexpr int ROW = D * (FP8 ? 1 : 2);       // bytes of a position in the pool
+  static constexpr int ROW = kv_row_bytes(KV, D);     // bytes of a position in the pool
   static constexpr int ROW_STRIDE = D * 2 + 16;       // in shared memory as bf16; an odd number of 16 bytes: no conflicts
-  static constexpr int RAW_STRIDE = FP8 ? ROW : ROW_STRIDE;
-  static constexpr int HALF = 16 * RAW_STRIDE;        // K or V of a block
-  static constexpr int SCALES = FP8 ? 128 : 0;        // f32 scales of K and of V
-  static constexpr int STAGE = 2 * HALF + SCALES;
-  static constexpr int WORK = FP8 ? 2 * 16 * ROW_STRIDE : 0; // the block as bf16
+  static constexpr int K_STRIDE = KV == AISP_KV_BF16 ? ROW_STRIDE : ROW;
+  static constexpr int V_STRIDE = KV == AISP_KV_BF16 ? ROW_STRIDE : KV == AISP_KV_FP4 ? ROW + 16 : ROW;
+  static constexpr int HALF = 16 * K_STRIDE;          // K of a block; V lies behind it
+  static constexpr int SCALES_AT = HALF + 16 * V_STRIDE;
+  static constexpr int SCALES = 16 * kv_scale_bytes(KV, D); // of K, and again of V
+  static constexpr int STAGE = SCALES_AT + 2 * SCALES;
+  static constexpr int WORK = KV == AISP_KV_FP8 ? 2 * 16 * ROW_STRIDE : 0; // the block as bf16
   static constexpr int WARP_BYTES = RING * STAGE + WORK;
 };
 
@@ -42,16 +45,121 @@ struct Call {
   int max_splits;
 };
 
-template <int D, bool FP8, int NT, int RING>
+template <int D, int KV, int NT, int RING>
 __host__ __device__ constexpr int shared_bytes() {
-  constexpr int ring = WARPS * Shape<D, FP8, RING>::WARP_BYTES;
+  constexpr int ring = WARPS * Shape<D, KV, RING>::WARP_BYTES;
   constexpr int exchange = WARPS * NT * 8 * D * 4;
   return ring > exchange ? ring : exchange;
 }
 
-template <int D, bool FP8, int NT, int RING> // NT: groups of 8 heads
+// Keys and values of 4 bits become operands in registers. Sums over dimensions may take them in any order and rows of V^T
+// may stand in any order, so the order is such that a lane's codes lie in whole words of 8 values where they can:
+// of a key, lane c of four takes words [c D / 32, (c + 1) D / 32); of a value, lane group r of eight takes WHOLE words from
+// r WHOLE on and, if D is an odd multiple of 32, half of one of the last four.
+template <int D>
+constexpr int WHOLE = D / 64;
+
+// First of the two dimensions that this lane holds of Q^T, and of a key, in register i of step j.
+template <int D, int KV>
+__device__ inline int key_dim(int j, int i) {
+  const int lane = threadIdx.x & 31;
+  return KV == AISP_KV_FP4 ? lane % 4 * (D / 4) + j * 4 + i * 2 : j * 16 + i * 8 + lane % 4 * 2;
+}
+
+// Where dimension d of O^T stands: row of a step's 16, steps in order.
+template <int D, int KV>
+__device__ inline int value_place(int d) {
+  if constexpr (KV != AISP_KV_FP4) return d;
+  const int word = d / 8, at = d % 8;
+  if constexpr (WHOLE<D> > 0) {
+    if (word < 8 * WHOLE<D>) return (word % WHOLE<D> * 4 + at / 2) * 16 + at % 2 * 8 + word / WHOLE<D>;
+  }
+  return (WHOLE<D> * 4 + at % 4 / 2) * 16 + at % 2 * 8 + (word - 8 * WHOLE<D>) * 2 + at / 4;
+}
+
+// score = K Q^T of 16 positions, out of codes [16, D / 2] and scales [16, D / 16] in shared memory.
+template <int D, int NT>
+__device__ inline void fp4_scores(float (&score)[NT][4], const uint32_t (&q)[NT][D / 16][2], uint32_t codes_at, uint32_t scales_at) {
+  const int lane = threadIdx.x & 31, column = lane % 4;
+  uint32_t code[2][D / 32], factor[2];
+#pragma unroll
+  for (int h = 0; h < 2; h++) shared_words(code[h], codes_at + (lane / 4 + 8 * h) * (D / 2) + column * (D / 8));
+#pragma unroll
+  for (int w = 0; w < D / 32; w++) {
+    if (w % 2 == 0 || D % 64 != 0) {
+#pragma unroll
+      for (int h = 0; h < 2; h++)
+        factor[h] = e2m1_factor(shared_2(scales_at + ((lane / 4 + 8 * h) * (D / 16) + (column * (D / 32) + w) / 2) * 2) * 0x10001u);
+    }
+#pragma unroll
+    for (int u = 0; u < 2; u++) {
+      uint32_t a[4]; // positions by 16 dimensions
+#pragma unroll
+      for (int i = 0; i < 4; i++) a[i] = e2m1_pair(code[i % 2][w], 2 * u + i / 2, factor[i % 2]);
+#pragma unroll
+      for (int nt = 0; nt < NT; nt++) mma_bf16(score[nt], a[0], a[1], a[2], a[3], q[nt][2 * w + u][0], q[nt][2 * w + u][1]);
+    }
+  }
+}
+
+// O^T += V^T P^T of 16 positions, of which those from `keep` on may hold anything.
+template <int D, int NT>
+__device__ inline void fp4_values(float (&o)[D / 16][NT][4], const uint32_t (&p)[NT][2], uint32_t codes_at, int stride,
+                                  uint32_t scales_at, int keep) {
+  const int r = (threadIdx.x & 31) / 4, first = (threadIdx.x & 3) * 2; // positions first, first + 1 and 8 more
+  auto factor_of = [&](int word, int t) {
+    uint32_t pair = 0;
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+      const int position = first + e + 8 * t;
+      const uint32_t scale = shared_2(scales_at + (position * (D / 16) + word / 2) * 2);
+      pair |= (position < keep ? scale : 0u) << 16 * e;
+    }
+    return e2m1_factor(pair);
+  };
+  // Of one word, `steps` rows of 16: even dimensions of both positions, then odd ones.
+  auto multiply = [&](int first_step, int steps, const uint32_t (&even)[2], const uint32_t (&odd)[2], const uint32_t (&factor)[2]) {
+#pragma unroll
+    for (int j = 0; j < steps; j++) {
+      const uint32_t a[4] = {e2m1_pair(even[0], j, factor[0]), e2m1_pair(odd[0], j, factor[0]),
+                             e2m1_pair(even[1], j, factor[1]), e2m1_pair(odd[1], j, factor[1])};
+#pragma unroll
+      for (int nt = 0; nt < NT; nt++) mma_bf16(o[first_step + j][nt], a[0], a[1], a[2], a[3], p[nt][0], p[nt][1]);
+    }
+  };
+  uint32_t even[2], odd[2], factor[2];
+  if constexpr (WHOLE<D> > 0) {
+    uint32_t code[4][WHOLE<D>];
+#pragma unroll
+    for (int i = 0; i < 4; i++) shared_words(code[i], codes_at + (first + i % 2 + i / 2 * 8) * stride + r * WHOLE<D> * 4);
+#pragma unroll
+    for (int w = 0; w < WHOLE<D>; w++) {
+#pragma unroll
+      for (int t = 0; t < 2; t++) {
+        even[t] = __byte_perm(code[2 * t][w], code[2 * t + 1][w], 0x5410);
+        odd[t] = __byte_perm(code[2 * t][w], code[2 * t + 1][w], 0x7632);
+        if (w % 2 == 0 || WHOLE<D> % 2 != 0) factor[t] = factor_of(r * WHOLE<D> + w, t);
+      }
+      multiply(4 * w, 4, even, odd, factor);
+    }
+  }
+  if constexpr (D % 64 != 0) {
+    const int word = 8 * WHOLE<D> + r / 2;
+#pragma unroll
+    for (int t = 0; t < 2; t++) {
+      const uint32_t one = shared_4(codes_at + (first + 8 * t) * stride + word * 4);
+      const uint32_t other = shared_4(codes_at + (first + 1 + 8 * t) * stride + word * 4);
+      even[t] = __byte_perm(one, other, 0x5410) >> r % 2 * 8;
+      odd[t] = __byte_perm(one, other, 0x7632) >> r % 2 * 8;
+      factor[t] = factor_of(word, t);
+    }
+    multiply(4 * WHOLE<D>, 2, even, odd, factor);
+  }
+}
+
+template <int D, int KV, int NT, int RING> // NT: groups of 8 heads
 __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call call) {
-  using Sh = Shape<D, FP8, RING>;
+  using Sh = Shape<D, KV, RING>;
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ float warp_max_of[WARPS][NT * 8], warp_sum_of[WARPS][NT * 8];
   __shared__ int is_last;
@@ -98,14 +206,16 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
       constexpr int PIECES = Sh::ROW / 16;
 #pragma unroll
       for (int p = lane; p < 16 * PIECES; p += 32) {
-        const uint32_t to = stage + p / PIECES * Sh::RAW_STRIDE + p % PIECES * 16;
-        copy_async_16(to, k + p * 16, true);
-        copy_async_16(to + Sh::HALF, v + p * 16, true);
+        copy_async_16(stage + p / PIECES * Sh::K_STRIDE + p % PIECES * 16, k + p * 16, true);
+        copy_async_16(stage + Sh::HALF + p / PIECES * Sh::V_STRIDE + p % PIECES * 16, v + p * 16, true);
       }
-      if constexpr (FP8) {
-        if (lane < 8) {
-          const float *from = (lane < 4 ? call.kv.k_scales : call.kv.v_scales) + at * 16 + lane % 4 * 4;
-          copy_async_16(stage + 2 * Sh::HALF + lane * 16, from, true);
+      if constexpr (Sh::SCALES > 0) {
+        constexpr int SCALE_PIECES = Sh::SCALES / 16;
+#pragma unroll
+        for (int p = lane; p < 2 * SCALE_PIECES; p += 32) {
+          const void *from = p < SCALE_PIECES ? call.kv.k_scales : call.kv.v_scales;
+          copy_async_16(stage + Sh::SCALES_AT + p * 16,
+                        static_cast<const uint8_t *>(from) + at * Sh::SCALES + p % SCALE_PIECES * 16, true);
         }
       }
     }
@@ -132,7 +242,7 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
     for (int j = 0; j < KSTEPS; j++)
 #pragma unroll
       for (int i = 0; i < 2; i++)
-        q[nt][j][i] = h < group ? *reinterpret_cast<const uint32_t *>(row + j * 16 + i * 8 + lane % 4 * 2) : 0u;
+        q[nt][j][i] = h < group ? *reinterpret_cast<const uint32_t *>(row + key_dim<D, KV>(j, i)) : 0u;
   }
 
   float o[D / 16][NT][4]; // rows: dimensions, columns: heads
@@ -146,7 +256,8 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
 #pragma unroll
       for (int i = 0; i < 4; i++) o[j][nt][i] = 0;
   }
-  const float scale = args.scale * 1.44269504f; // exponents are taken to base 2
+  constexpr float LATER = KV == AISP_KV_FP4 ? E2M1_LATER : 1.0f; // of keys and of values
+  const float scale = args.scale * 1.44269504f * LATER;            // exponents are taken to base 2
 
 #pragma unroll 1
   for (int i = 0; i < num_blocks; i++) {
@@ -154,7 +265,7 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
     __syncwarp();
     const uint32_t stage = ring + i % RING * Sh::STAGE;
     uint32_t k_at = stage, v_at = stage + Sh::HALF;
-    if constexpr (FP8) {
+    if constexpr (KV == AISP_KV_FP8) {
       k_at = ring + RING * Sh::STAGE;
       v_at = k_at + 16 * Sh::ROW_STRIDE;
 #pragma unroll
@@ -178,25 +289,29 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
     for (int nt = 0; nt < NT; nt++)
 #pragma unroll
       for (int j = 0; j < 4; j++) score[nt][j] = 0;
-    const uint32_t matrix_row = lane % 16 * Sh::ROW_STRIDE + lane / 16 * 16;
+    if constexpr (KV == AISP_KV_FP4) {
+      fp4_scores<D, NT>(score, q, k_at, stage + Sh::SCALES_AT);
+    } else {
+      const uint32_t matrix_row = lane % 16 * Sh::ROW_STRIDE + lane / 16 * 16;
 #pragma unroll
-    for (int j = 0; j < KSTEPS; j++) {
-      uint32_t a[4]; // positions by 16 dimensions
-      ldmatrix_x4(a, k_at + matrix_row + j * 32);
+      for (int j = 0; j < KSTEPS; j++) {
+        uint32_t a[4]; // positions by 16 dimensions
+        ldmatrix_x4(a, k_at + matrix_row + j * 32);
 #pragma unroll
-      for (int nt = 0; nt < NT; nt++) mma_bf16(score[nt], a[0], a[1], a[2], a[3], q[nt][j][0], q[nt][j][1]);
+        for (int nt = 0; nt < NT; nt++) mma_bf16(score[nt], a[0], a[1], a[2], a[3], q[nt][j][0], q[nt][j][1]);
+      }
     }
 
     // score[nt][0, 1]: position lane / 4, heads 2 (lane % 4) and the next; [2, 3]: position + 8.
     const int position = walk_begin + i * AISP_BLOCK_SIZE + lane / 4;
     const bool in[2] = {position >= begin && position < context, position + 8 >= begin && position + 8 < context};
     float k_scale[2] = {scale, scale}, v_scale[2] = {1, 1};
-    if constexpr (FP8) {
+    if constexpr (KV == AISP_KV_FP8) {
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         float ks, vs;
-        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(ks) : "r"(stage + 2 * Sh::HALF + (lane / 4 + 8 * h) * 4) : "memory");
-        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(vs) : "r"(stage + 2 * Sh::HALF + 64 + (lane / 4 + 8 * h) * 4) : "memory");
+        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(ks) : "r"(stage + Sh::SCALES_AT + (lane / 4 + 8 * h) * 4) : "memory");
+        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(vs) : "r"(stage + Sh::SCALES_AT + 64 + (lane / 4 + 8 * h) * 4) : "memory");
         k_scale[h] = in[h] ? scale * ks : 0.0f;
         v_scale[h] = in[h] ? vs : 0.0f;
       }
@@ -241,20 +356,24 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
     // V [16 positions, D] read transposed: rows become dimensions.
     // Positions of the last block that were never written may hold anything, and 0 * NaN would stay.
     const int keep = context - (walk_begin + i * AISP_BLOCK_SIZE);
-    if (keep < 16) {
-      for (int piece = lane; piece < (16 - keep) * (D / 8); piece += 32) {
-        const uint32_t to = v_at + (keep + piece / (D / 8)) * Sh::ROW_STRIDE + piece % (D / 8) * 16;
-        asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};" ::"r"(to), "r"(0) : "memory");
+    if constexpr (KV == AISP_KV_FP4) {
+      fp4_values<D, NT>(o, p, v_at, Sh::V_STRIDE, stage + Sh::SCALES_AT + Sh::SCALES, keep);
+    } else {
+      if (keep < 16) {
+        for (int piece = lane; piece < (16 - keep) * (D / 8); piece += 32) {
+          const uint32_t to = v_at + (keep + piece / (D / 8)) * Sh::ROW_STRIDE + piece % (D / 8) * 16;
+          asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};" ::"r"(to), "r"(0) : "memory");
+        }
+        __syncwarp();
       }
-      __syncwarp();
-    }
-    const uint32_t transposed = (lane % 8 + lane / 16 * 8) * Sh::ROW_STRIDE + lane / 8 % 2 * 16;
+      const uint32_t transposed = (lane % 8 + lane / 16 * 8) * Sh::ROW_STRIDE + lane / 8 % 2 * 16;
 #pragma unroll
-    for (int j = 0; j < D / 16; j++) {
-      uint32_t a[4];
-      ldmatrix_x4_trans(a, v_at + transposed + j * 32);
+      for (int j = 0; j < D / 16; j++) {
+        uint32_t a[4];
+        ldmatrix_x4_trans(a, v_at + transposed + j * 32);
 #pragma unroll
-      for (int nt = 0; nt < NT; nt++) mma_bf16(o[j][nt], a[0], a[1], a[2], a[3], p[nt][0], p[nt][1]);
+        for (int nt = 0; nt < NT; nt++) mma_bf16(o[j][nt], a[0], a[1], a[2], a[3], p[nt][0], p[nt][1]);
+      }
     }
     __syncwarp();
     fill(i + RING);
@@ -284,7 +403,7 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
       float most = NEVER;
 #pragma unroll
       for (int w = 0; w < WARPS; w++) most = fmaxf(most, warp_max_of[w][h]);
-      const float by = running_max[nt][c] == NEVER ? 0.0f : exp2_fast(running_max[nt][c] - most);
+      const float by = running_max[nt][c] == NEVER ? 0.0f : exp2_fast(running_max[nt][c] - most) * LATER;
       if (h < group) {
 #pragma unroll
         for (int j = 0; j < D / 16; j++)
@@ -311,7 +430,7 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
 #pragma unroll
     for (int w = 0; w < WARPS; w++) {
       sum += warp_max_of[w][h] == NEVER ? 0.0f : warp_sum_of[w][h] * exp2_fast(warp_max_of[w][h] - most);
-      value += exchange[(w * group + h) * D + d];
+      value += exchange[(w * group + h) * D + value_place<D, KV>(d)];
     }
     if (num_splits == 1) {
       out[i] = __float2bfloat16_rn(value / sum);
@@ -331,7 +450,7 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
   __threadfence();
   // Maxima and sums come to shared memory if they fit, in place of the exchange, which is no longer read.
   float2 *near = reinterpret_cast<float2 *>(shared);
-  const bool fits = (int64_t)group * num_splits * 8 <= shared_bytes<D, FP8, NT, RING>();
+  const bool fits = (int64_t)group * num_splits * 8 <= shared_bytes<D, KV, NT, RING>();
   if (fits) {
     for (int i = threadIdx.x; i < group * num_splits; i += WARPS * 32)
       near[i] = __ldcg(max_sum_of + i / num_splits * call.max_splits + first_split + i % num_splits);
@@ -361,45 +480,56 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
   if (threadIdx.x == 0) *counter = 0; // for the next call
 }
 
-template <int D, bool FP8, int NT, int RING>
+template <int D, int KV, int NT, int RING>
 int raise_limit_of() {
-  return cudaFuncSetAttribute(decode_attention_kernel<D, FP8, NT, RING>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              shared_bytes<D, FP8, NT, RING>());
+  return cudaFuncSetAttribute(decode_attention_kernel<D, KV, NT, RING>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              shared_bytes<D, KV, NT, RING>());
 }
-template <int D, bool FP8, int NT>
+template <int D, int KV, int NT>
 int raise_limit() {
-  if (int code = raise_limit_of<D, FP8, NT, 2>()) return code;
-  if constexpr (D <= 128) return raise_limit_of<D, FP8, NT, 4>();
+  if (int code = raise_limit_of<D, KV, NT, 2>()) return code;
+  if constexpr (D <= 128) return raise_limit_of<D, KV, NT, 4>();
   return 0;
 }
 
 // A few blocks load all they need at once; many share the multiprocessors, and more of them hide more.
-template <int D, bool FP8, int NT>
+template <int D, int KV, int NT>
 int start(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
   const dim3 grid(call.max_splits, call.kv.num_kv_heads, call.args.num_seqs);
   if constexpr (D <= 128) {
-    if ((int64_t)grid.x * grid.y * grid.z <= ctx->sm_count && shared_bytes<D, FP8, NT, 4>() <= ctx->shared_bytes_per_block)
-      return launch(ctx, decode_attention_kernel<D, FP8, NT, 4>, grid, WARPS * 32, shared_bytes<D, FP8, NT, 4>(), stream, call);
+    if ((int64_t)grid.x * grid.y * grid.z <= ctx->sm_count && shared_bytes<D, KV, NT, 4>() <= ctx->shared_bytes_per_block)
+      return launch(ctx, decode_attention_kernel<D, KV, NT, 4>, grid, WARPS * 32, shared_bytes<D, KV, NT, 4>(), stream, call);
   }
-  return launch(ctx, decode_attention_kernel<D, FP8, NT, 2>, grid, WARPS * 32, shared_bytes<D, FP8, NT, 2>(), stream, call);
+  return launch(ctx, decode_attention_kernel<D, KV, NT, 2>, grid, WARPS * 32, shared_bytes<D, KV, NT, 2>(), stream, call);
 }
 
-template <int D, bool FP8>
+template <int D, int KV>
 int choose_group(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
-  if (call.group <= 8) return start<D, FP8, 1>(ctx, call, stream);
+  if (call.group <= 8) return start<D, KV, 1>(ctx, call, stream);
   if constexpr (D <= 128) {
-    if (call.group <= 16) return start<D, FP8, 2>(ctx, call, stream);
+    if (call.group <= 16) return start<D, KV, 2>(ctx, call, stream);
   }
   return cudaErrorNotSupported;
 }
-template <bool FP8>
+template <int KV>
+int raise_limits() {
+  for (auto raise : {raise_limit<32, KV, 1>, raise_limit<64, KV, 1>, raise_limit<96, KV, 1>, raise_limit<128, KV, 1>, raise_limit<256, KV, 1>,
+                     raise_limit<32, KV, 2>, raise_limit<64, KV, 2>, raise_limit<96, KV, 2>, raise_limit<128, KV, 2>})
+    if (int code = raise()) {
+      // Heads of 256 want more shared memory than small cards have; they are refused at the launch there.
+      if (code != cudaErrorInvalidValue) return code;
+      cudaGetLastError();
+    }
+  return 0;
+}
+template <int KV>
 int choose_dim(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
   switch (call.kv.head_dim) {
-    case 32: return choose_group<32, FP8>(ctx, call, stream);
-    case 64: return choose_group<64, FP8>(ctx, call, stream);
-    case 96: return choose_group<96, FP8>(ctx, call, stream);
-    case 128: return choose_group<128, FP8>(ctx, call, stream);
-    case 256: return choose_group<256, FP8>(ctx, call, stream);
+    case 32: return choose_group<32, KV>(ctx, call, stream);
+    case 64: return choose_group<64, KV>(ctx, call, stream);
+    case 96: return choose_group<96, KV>(ctx, call, stream);
+    case 128: return choose_group<128, KV>(ctx, call, stream);
+    case 256: return choose_group<256, KV>(ctx, call, stream);
     default: return cudaErrorNotSupported;
   }
 }
@@ -407,19 +537,9 @@ int choose_dim(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
 } // namespace
 
 int prepare_decode_attention(const aisp_ctx *) {
-  int (*const all[])() = {raise_limit<32, false, 1>,  raise_limit<64, false, 1>,  raise_limit<96, false, 1>,
-                          raise_limit<128, false, 1>, raise_limit<32, false, 2>,  raise_limit<64, false, 2>,
-                          raise_limit<96, false, 2>,  raise_limit<128, false, 2>, raise_limit<32, true, 1>,
-                          raise_limit<64, true, 1>,   raise_limit<96, true, 1>,   raise_limit<128, true, 1>,
-                          raise_limit<32, true, 2>,   raise_limit<64, true, 2>,   raise_limit<96, true, 2>,
-                          raise_limit<128, true, 2>,  raise_limit<256, false, 1>, raise_limit<256, true, 1>};
-  for (auto raise : all)
-    if (int code = raise()) {
-      // Heads of 256 want more shared memory than small cards have; they are refused at the launch there.
-      if (code != cudaErrorInvalidValue) return code;
-      cudaGetLastError();
-    }
-  return 0;
+  if (int code = raise_limits<AISP_KV_BF16>()) return code;
+  if (int code = raise_limits<AISP_KV_FP8>()) return code;
+  return raise_limits<AISP_KV_FP4>();
 }
 
 } // namespace aisp
@@ -438,7 +558,12 @@ int aisp_decode_attention(const aisp_ctx *ctx, const aisp_kv_layer *kv, const ai
       args->max_context_len <= 0)
     return cudaErrorInvalidValue;
   const Call call = {*kv, *args, args->num_heads / kv->num_kv_heads, (int)ceil_div(args->max_context_len, AISP_SPLIT_SIZE)};
-  return kv->kv_format == AISP_KV_FP8 ? choose_dim<true>(ctx, call, stream) : choose_dim<false>(ctx, call, stream);
+  switch (kv->kv_format) {
+    case AISP_KV_BF16: return choose_dim<AISP_KV_BF16>(ctx, call, stream);
+    case AISP_KV_FP8: return choose_dim<AISP_KV_FP8>(ctx, call, stream);
+    case AISP_KV_FP4: return choose_dim<AISP_KV_FP4>(ctx, call, stream);
+    default: return cudaErrorInvalidValue;
+  }
 }
 
 } // extern "C"

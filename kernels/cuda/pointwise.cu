@@ -159,6 +159,21 @@ __global__ void __launch_bounds__(ROW_THREADS) quantize_rows_kernel(const __nv_b
   if (threadIdx.x == 0) scales[t] = scale * norm;
 }
 
+__global__ void __launch_bounds__(256) probe_copy_kernel(const uint4 *src, uint4 *dst, size_t count) {
+  pdl_wait();
+  pdl_launch();
+  const size_t step = (size_t)gridDim.x * blockDim.x;
+  size_t i = blockIdx.x * (size_t)blockDim.x + threadIdx.x;
+  for (; i + 3 * step < count; i += 4 * step) {
+    uint4 v[4];
+#pragma unroll
+    for (int j = 0; j < 4; j++) v[j] = __ldcs(src + i + j * step);
+#pragma unroll
+    for (int j = 0; j < 4; j++) __stcs(dst + i + j * step, v[j]);
+  }
+  for (; i < count; i += step) __stcs(dst + i, __ldcs(src + i));
+}
+
 __global__ void __launch_bounds__(256) probe_read_kernel(const uint4 *src, size_t count, float *out) {
   pdl_wait();
   pdl_launch();
@@ -238,6 +253,11 @@ int aisp_quantize_rows(const aisp_ctx *ctx, const aisp_bf16 *x, const float *x_s
 
 int aisp_probe_read(const aisp_ctx *ctx, const void *src, size_t bytes, float *out, aisp_stream stream) {
   return launch(ctx, probe_read_kernel, ctx->sm_count * 8, 256, 0, stream, static_cast<const uint4 *>(src), bytes / 16, out);
+}
+
+int aisp_probe_copy(const aisp_ctx *ctx, const void *src, void *dst, size_t bytes, aisp_stream stream) {
+  return launch(ctx, probe_copy_kernel, ctx->sm_count * 8, 256, 0, stream, static_cast<const uint4 *>(src), static_cast<uint4 *>(dst),
+                bytes / 16);
 }
 
 int aisp_probe_empty(const aisp_ctx *ctx, aisp_stream stream) { return launch(ctx, empty_kernel, 1, 32, 0, stream); }

@@ -48,7 +48,7 @@ struct Pieces {
   }
 };
 
-template <int D, bool FP8>
+template <int D, int KV>
 __device__ inline void fill_tile(const Call &call, const Pieces<D> &pieces, int kv_head, int tile, int context, uint32_t k_to,
                                  uint32_t v_to) {
   using P = Pieces<D>;
@@ -58,24 +58,35 @@ __device__ inline void fill_tile(const Call &call, const Pieces<D> &pieces, int 
     const bool valid = position < context;
     const int64_t at = ((int64_t)pieces.block[i] * call.kv.num_kv_heads + kv_head) * AISP_BLOCK_SIZE + position % AISP_BLOCK_SIZE;
     const uint32_t to = row * row_stride<D>() + piece * 16;
-    if constexpr (!FP8) {
+    if constexpr (KV == AISP_KV_BF16) {
       copy_async_16(k_to + to, static_cast<const __nv_bfloat16 *>(call.kv.k) + at * D + piece * 8, valid);
       copy_async_16(v_to + to, static_cast<const __nv_bfloat16 *>(call.kv.v) + at * D + piece * 8, valid);
     } else {
 #pragma unroll
       for (int which = 0; which < 2; which++) {
-        const auto *codes = static_cast<const uint8_t *>(which ? call.kv.v : call.kv.k);
-        uint2 eight = make_uint2(0, 0);
-        float scale = 0;
-        if (valid) {
-          eight = *reinterpret_cast<const uint2 *>(codes + at * D + piece * 8);
-          scale = (which ? call.kv.v_scales : call.kv.k_scales)[at];
-        }
-        uint32_t w[4];
-        e4m3x4_to_bf16(eight.x, w[0], w[1]);
-        e4m3x4_to_bf16(eight.y, w[2], w[3]);
+        const auto *codes = static_cast<const uint8_t *>(which ? call.kv.v : call.kv.k) + at * kv_row_bytes(KV, D);
+        const void *scales = which ? call.kv.v_scales : call.kv.k_scales;
+        uint32_t w[4] = {0, 0, 0, 0};
+        if constexpr (KV == AISP_KV_FP8) {
+          uint2 eight = make_uint2(0, 0);
+          float scale = 0;
+          if (valid) {
+            eight = reinterpret_cast<const uint2 *>(codes)[piece];
+            scale = static_cast<const float *>(scales)[at];
+          }
+          e4m3x4_to_bf16(eight.x, w[0], w[1]);
+          e4m3x4_to_bf16(eight.y, w[2], w[3]);
 #pragma unroll
-        for (int i = 0; i < 4; i++) w[i] = pack_bf16(bf16_low(w[i]) * scale, bf16_high(w[i]) * scale);
+          for (int j = 0; j < 4; j++) w[j] = pack_bf16(bf16_low(w[j]) * scale, bf16_high(w[j]) * scale);
+        } else {
+          uint32_t eight = 0, scale = 0;
+          if (valid) {
+            eight = reinterpret_cast<const uint32_t *>(codes)[piece];
+            scale = static_cast<const uint16_t *>(scales)[at * (D / 16) + piece / 2];
+          }
+#pragma unroll
+          for (int j = 0; j < 4; j++) w[j] = e2m1_pair(eight, j, e2m1_factor(scale * 0x10001u));
+        }
         asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"((which ? v_to : k_to) + to), "r"(w[0]), "r"(w[1]), "r"(w[2]),
                      "r"(w[3]) : "memory");
       }
@@ -83,7 +94,7 @@ __device__ inline void fill_tile(const Call &call, const Pieces<D> &pieces, int 
   }
 }
 
-template <int D, bool FP8>
+template <int D, int KV>
 __global__ void __launch_bounds__(WARPS * 32, 1) prefill_attention_kernel(const Call call) {
   extern __shared__ __align__(128) uint8_t shared[];
   pdl_wait();
@@ -121,7 +132,7 @@ __global__ void __launch_bounds__(WARPS * 32, 1) prefill_attention_kernel(const 
   auto v_of = [&](int tile) { return k_of(tile) + TILE * row_stride<D>(); };
   Pieces<D> pieces;
   pieces.look_up(block_table, tile_begin, context);
-  fill_tile<D, FP8>(call, pieces, kv_head, tile_begin, context, k_of(tile_begin), v_of(tile_begin));
+  fill_tile<D, KV>(call, pieces, kv_head, tile_begin, context, k_of(tile_begin), v_of(tile_begin));
   copy_async_commit();
   pieces.look_up(block_table, tile_begin + 1, context);
 
@@ -140,14 +151,15 @@ __global__ void __launch_bounds__(WARPS * 32, 1) prefill_attention_kernel(const 
 #pragma unroll
     for (int i = 0; i < 4; i++) o[j][i] = 0;
   float running_max[2] = {NEVER, NEVER}, running_sum[2] = {0, 0};
-  const float scale = args.scale * 1.44269504f;
+  constexpr float LATER = KV == AISP_KV_FP4 ? E2M1_LATER : 1.0f; // of keys and of values
+  const float scale = args.scale * 1.44269504f * LATER;
 
 #pragma unroll 1
   for (int tile = tile_begin; tile < tile_end; tile++) {
     copy_async_wait<0>();
     __syncthreads(); // the tile is here, and the other one is no longer read
     if (tile + 1 < tile_end) {
-      fill_tile<D, FP8>(call, pieces, kv_head, tile + 1, context, k_of(tile + 1), v_of(tile + 1));
+      fill_tile<D, KV>(call, pieces, kv_head, tile + 1, context, k_of(tile + 1), v_of(tile + 1));
       pieces.look_up(block_table, tile + 2, context);
     }
     copy_async_commit();
@@ -226,30 +238,40 @@ __global__ void __launch_bounds__(WARPS * 32, 1) prefill_attention_kernel(const 
     sum += __shfl_xor_sync(ALL_LANES, sum, 1);
     sum += __shfl_xor_sync(ALL_LANES, sum, 2);
     if (position[i] < 0) continue;
-    const float by = 1.0f / sum;
+    const float by = LATER / sum;
     uint32_t *to = reinterpret_cast<uint32_t *>(reinterpret_cast<__nv_bfloat16 *>(args.out) + row_at[i] + lane % 4 * 2);
 #pragma unroll
     for (int j = 0; j < D / 8; j++) to[j * 4] = pack_bf16(o[j][2 * i] * by, o[j][2 * i + 1] * by);
   }
 }
 
-template <int D, bool FP8>
+template <int D, int KV>
 int start(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
   const dim3 grid((unsigned)ceil_div((int64_t)call.args.max_query_len * call.group, ROWS), call.kv.num_kv_heads, call.args.num_seqs);
-  return launch(ctx, prefill_attention_kernel<D, FP8>, grid, WARPS * 32, shared_bytes<D>(), stream, call);
+  return launch(ctx, prefill_attention_kernel<D, KV>, grid, WARPS * 32, shared_bytes<D>(), stream, call);
 }
-template <int D, bool FP8>
+template <int D, int KV>
 int raise_limit() {
-  return cudaFuncSetAttribute(prefill_attention_kernel<D, FP8>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<D>());
+  return cudaFuncSetAttribute(prefill_attention_kernel<D, KV>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<D>());
 }
-template <bool FP8>
+template <int KV>
+int raise_limits() {
+  for (auto raise : {raise_limit<32, KV>, raise_limit<64, KV>, raise_limit<96, KV>, raise_limit<128, KV>, raise_limit<256, KV>})
+    if (int code = raise()) {
+      // Heads of 256 want more shared memory than small cards have; they are refused at the launch there.
+      if (code != cudaErrorInvalidValue) return code;
+      cudaGetLastError();
+    }
+  return 0;
+}
+template <int KV>
 int choose_dim(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
   switch (call.kv.head_dim) {
-    case 32: return start<32, FP8>(ctx, call, stream);
-    case 64: return start<64, FP8>(ctx, call, stream);
-    case 96: return start<96, FP8>(ctx, call, stream);
-    case 128: return start<128, FP8>(ctx, call, stream);
-    case 256: return start<256, FP8>(ctx, call, stream);
+    case 32: return start<32, KV>(ctx, call, stream);
+    case 64: return start<64, KV>(ctx, call, stream);
+    case 96: return start<96, KV>(ctx, call, stream);
+    case 128: return start<128, KV>(ctx, call, stream);
+    case 256: return start<256, KV>(ctx, call, stream);
     default: return cudaErrorNotSupported;
   }
 }
@@ -257,15 +279,9 @@ int choose_dim(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
 } // namespace
 
 int prepare_attention(const aisp_ctx *ctx) {
-  int (*const all[])() = {raise_limit<32, false>,  raise_limit<64, false>,  raise_limit<96, false>, raise_limit<128, false>,
-                          raise_limit<256, false>, raise_limit<32, true>,   raise_limit<64, true>,  raise_limit<96, true>,
-                          raise_limit<128, true>,  raise_limit<256, true>};
-  for (auto raise : all)
-    if (int code = raise()) {
-      // Heads of 256 want more shared memory than small cards have; they are refused at the launch there.
-      if (code != cudaErrorInvalidValue) return code;
-      cudaGetLastError();
-    }
+  if (int code = raise_limits<AISP_KV_BF16>()) return code;
+  if (int code = raise_limits<AISP_KV_FP8>()) return code;
+  if (int code = raise_limits<AISP_KV_FP4>()) return code;
   return prepare_decode_attention(ctx);
 }
 
@@ -277,5 +293,10 @@ extern "C" int aisp_prefill_attention(const aisp_ctx *ctx, const aisp_kv_layer *
   if (args->num_seqs == 0 || args->max_query_len == 0) return 0;
   if (args->num_heads % kv->num_kv_heads) return cudaErrorInvalidValue;
   const Call call = {*kv, *args, args->num_heads / kv->num_kv_heads};
-  return kv->kv_format == AISP_KV_FP8 ? choose_dim<true>(ctx, call, stream) : choose_dim<false>(ctx, call, stream);
+  switch (kv->kv_format) {
+    case AISP_KV_BF16: return choose_dim<AISP_KV_BF16>(ctx, call, stream);
+    case AISP_KV_FP8: return choose_dim<AISP_KV_FP8>(ctx, call, stream);
+    case AISP_KV_FP4: return choose_dim<AISP_KV_FP4>(ctx, call, stream);
+    default: return cudaErrorInvalidValue;
+  }
 }

@@ -3,7 +3,7 @@
 // Formula    (a, b) -> (a cos - b sin, a sin + b cos) for each pair of a head; pairs by aisp_rope.style.
 // Shapes     qkv [T, (NH + 2 KVH) D], q [T, NH, D], pool by aisp_kv_layer.
 // Bytes      qkv once, q and the pool's rows once, D cosines and sines a token.
-// Launch     a warp a head, four heads a block; a lane holds pairs lane, lane + 32, ...
+// Launch     a warp a head, four heads a block; a lane holds pairs lane, lane + 32, ...; for fp4, 8 values in a row.
 // Sums       squares of a head in f32: a lane's pairs in order, then lanes by halves.
 #include "common.cuh"
 
@@ -17,6 +17,27 @@ template <bool F32>
 __device__ inline float load_value(const void *at, int64_t i) {
   if constexpr (F32) return static_cast<const float *>(at)[i];
   return __bfloat162float(static_cast<const __nv_bfloat16 *>(at)[i]);
+}
+
+// A head in natural order to 4 bits: a lane takes 8 values, two lanes share a scale.
+__device__ inline void store_fp4(const float *head, int dim, uint32_t *codes, uint16_t *scales) {
+  const int lane = threadIdx.x & 31;
+  const bool mine = lane < dim / 8;
+  float x[8], most = 0;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    x[i] = mine ? head[8 * lane + i] : 0.0f;
+    most = fmaxf(most, fabsf(x[i]));
+  }
+  most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
+  const uint32_t bits = min((__float_as_uint(most / 6.0f) + 0xffffu) >> 16, 0x7f7fu);
+  const float scale = __uint_as_float(bits << 16), by = scale > 2e-30f ? 1.0f / scale : 0.0f;
+  uint32_t word = 0;
+#pragma unroll
+  for (int i = 0; i < 8; i++) word |= float_to_e2m1(x[i] * by) << 4 * nibble(i);
+  if (!mine) return;
+  codes[lane] = word;
+  if (lane % 2 == 0) scales[lane / 2] = (uint16_t)bits;
 }
 
 template <bool F32>
@@ -76,15 +97,28 @@ __global__ void __launch_bounds__(32 * HEADS_A_BLOCK)
     }
   }
 
+  const int kv_head = (head - num_heads) % kvh;
+  const int64_t at = ((int64_t)(slot / AISP_BLOCK_SIZE) * kvh + kv_head) * AISP_BLOCK_SIZE + slot % AISP_BLOCK_SIZE;
+  if (!is_q && kv.kv_format == AISP_KV_FP4) {
+    __shared__ float natural[HEADS_A_BLOCK][64 * MAX_PAIRS];
+    float *mine = natural[threadIdx.x >> 5];
+#pragma unroll
+    for (int j = 0; j < MAX_PAIRS; j++) {
+      const int i = lane + 32 * j;
+      if (i < pairs) mine[split ? i : 2 * i] = a[j], mine[split ? i + pairs : 2 * i + 1] = b[j];
+    }
+    __syncwarp();
+    store_fp4(mine, dim, static_cast<uint32_t *>(is_v ? kv.v : kv.k) + at * (dim / 8),
+              static_cast<uint16_t *>(is_v ? kv.v_scales : kv.k_scales) + at * (dim / 16));
+    return;
+  }
   if (!is_q && kv.kv_format == AISP_KV_FP8) {
-    const int kv_head = (head - num_heads) % kvh;
     float most = 0;
 #pragma unroll
     for (int j = 0; j < MAX_PAIRS; j++) most = fmaxf(most, fmaxf(fabsf(a[j]), fabsf(b[j])));
     const float scale = fmaxf(warp_max(most), 1e-30f) / 448.0f;
-    const int64_t at = ((int64_t)(slot / AISP_BLOCK_SIZE) * kvh + kv_head) * AISP_BLOCK_SIZE + slot % AISP_BLOCK_SIZE;
     uint8_t *to = static_cast<uint8_t *>(is_v ? kv.v : kv.k) + at * dim;
-    if (lane == 0) (is_v ? kv.v_scales : kv.k_scales)[at] = scale;
+    if (lane == 0) static_cast<float *>(is_v ? kv.v_scales : kv.k_scales)[at] = scale;
 #pragma unroll
     for (int j = 0; j < MAX_PAIRS; j++) {
       const int i = lane + 32 * j;
@@ -95,14 +129,7 @@ __global__ void __launch_bounds__(32 * HEADS_A_BLOCK)
     }
     return;
   }
-  __nv_bfloat16 *to;
-  if (is_q) {
-    to = q + (t * num_heads + head) * dim;
-  } else {
-    const int kv_head = (head - num_heads) % kvh;
-    const int64_t at = ((int64_t)(slot / AISP_BLOCK_SIZE) * kvh + kv_head) * AISP_BLOCK_SIZE + slot % AISP_BLOCK_SIZE;
-    to = static_cast<__nv_bfloat16 *>(is_v ? kv.v : kv.k) + at * dim;
-  }
+  __nv_bfloat16 *to = is_q ? q + (t * num_heads + head) * dim : static_cast<__nv_bfloat16 *>(is_v ? kv.v : kv.k) + at * dim;
 #pragma unroll
   for (int j = 0; j < MAX_PAIRS; j++) {
     const int i = lane + 32 * j;
@@ -116,20 +143,19 @@ __global__ void __launch_bounds__(32 * HEADS_A_BLOCK)
   }
 }
 
-// A block a pair of blocks; 16 bytes a thread a turn.
-__global__ void copy_blocks_kernel(const aisp_kv_layer kv, const int32_t *pairs, int64_t block_bytes, int64_t scale_count) {
+// A block a pair of blocks; 16 bytes a thread a turn. All formats' blocks and scales are multiples of that.
+__global__ void copy_blocks_kernel(const aisp_kv_layer kv, const int32_t *pairs, int64_t block_pieces, int64_t scale_pieces) {
   pdl_wait();
   pdl_launch();
   const int64_t from = pairs[2 * blockIdx.x], to = pairs[2 * blockIdx.x + 1];
-  for (int64_t i = threadIdx.x; i < block_bytes / 16; i += blockDim.x) {
-    auto *k = static_cast<uint4 *>(kv.k), *v = static_cast<uint4 *>(kv.v);
-    k[to * (block_bytes / 16) + i] = k[from * (block_bytes / 16) + i];
-    v[to * (block_bytes / 16) + i] = v[from * (block_bytes / 16) + i];
-  }
-  for (int64_t i = threadIdx.x; i < scale_count; i += blockDim.x) {
-    kv.k_scales[to * scale_count + i] = kv.k_scales[from * scale_count + i];
-    kv.v_scales[to * scale_count + i] = kv.v_scales[from * scale_count + i];
-  }
+  auto copy = [&](void *all, int64_t pieces) {
+    auto *data = static_cast<uint4 *>(all);
+    for (int64_t i = threadIdx.x; i < pieces; i += blockDim.x) data[to * pieces + i] = data[from * pieces + i];
+  };
+  copy(kv.k, block_pieces);
+  copy(kv.v, block_pieces);
+  copy(kv.k_scales, scale_pieces);
+  copy(kv.v_scales, scale_pieces);
 }
 
 } // namespace
@@ -143,7 +169,8 @@ int aisp_rope_store(const aisp_ctx *ctx, const void *qkv, int32_t qkv_format, co
                     const int32_t *slot_mapping, int32_t num_tokens, int32_t num_heads, const aisp_kv_layer *kv, aisp_bf16 *q,
                     aisp_stream stream) {
   if (num_tokens == 0) return 0;
-  if (kv->head_dim % 2 || kv->head_dim > 64 * MAX_PAIRS || (qkv_format != AISP_BF16 && qkv_format != AISP_F32))
+  if (kv->head_dim % (kv->kv_format == AISP_KV_FP4 ? 16 : 2) || kv->head_dim > 64 * MAX_PAIRS ||
+      (qkv_format != AISP_BF16 && qkv_format != AISP_F32))
     return cudaErrorInvalidValue;
   const dim3 grid(num_tokens, (unsigned)ceil_div(num_heads + 2 * kv->num_kv_heads, HEADS_A_BLOCK));
   auto kernel = qkv_format == AISP_F32 ? rope_store_kernel<true> : rope_store_kernel<false>;
@@ -153,10 +180,12 @@ int aisp_rope_store(const aisp_ctx *ctx, const void *qkv, int32_t qkv_format, co
 
 int aisp_copy_blocks(const aisp_ctx *ctx, const aisp_kv_layer *kv, const int32_t *pairs, int32_t num_pairs, aisp_stream stream) {
   if (num_pairs == 0) return 0;
-  const bool fp8 = kv->kv_format == AISP_KV_FP8;
-  const int64_t values = (int64_t)kv->num_kv_heads * AISP_BLOCK_SIZE * kv->head_dim;
-  return launch(ctx, copy_blocks_kernel, num_pairs, 256, 0, stream, *kv, pairs, fp8 ? values : 2 * values,
-                fp8 ? (int64_t)kv->num_kv_heads * AISP_BLOCK_SIZE : 0);
+  const int64_t rows = (int64_t)kv->num_kv_heads * AISP_BLOCK_SIZE;
+  return launch(ctx, copy_blocks_kernel, num_pairs, 256, 0, stream, *kv, pairs, rows * kv_row_bytes(kv->kv_format, kv->head_dim) / 16,
+                rows * kv_scale_bytes(kv->kv_format, kv->head_dim) / 16);
 }
+
+size_t aisp_kv_row_bytes(int32_t kv_format, int32_t head_dim) { return kv_row_bytes(kv_format, head_dim); }
+size_t aisp_kv_scale_bytes(int32_t kv_format, int32_t head_dim) { return kv_scale_bytes(kv_format, head_dim); }
 
 } // extern "C"

@@ -72,10 +72,15 @@ pub fn device() -> String {
 ///
 /// Errors: a device that is not there.
 pub fn on_device(manifest: Manifest, device: DeviceChoice) -> Result<Manifest, LabError> {
-    match device.name().map_err(LabError::Engine)? {
-        Some(name) => Ok(Manifest { device: slug(&format!("gpu {name}")), ..manifest }),
-        None => Ok(manifest),
-    }
+    Ok(Manifest { device: device_named(device)?, ..manifest })
+}
+
+/// Name of any device in paths.
+///
+/// Errors: a device that is not there.
+pub fn device_named(choice: DeviceChoice) -> Result<String, LabError> {
+    let name = choice.name().map_err(LabError::Engine)?;
+    Ok(name.map_or_else(device, |name| slug(&format!("gpu {name}"))))
 }
 
 /// Threads that tensor operations use: `RAYON_NUM_THREADS`, or all processors.

@@ -179,6 +179,7 @@ impl Optimization {
                 conflicts: &[Self::KvF16, Self::KvFp8],
                 counts: "tokens stored in fp4",
                 source: "OCP Microscaling Formats 1.0",
+                devices: Devices::All,
                 ..Spec::KV_TYPE
             },
             Self::FlashAttention => Spec {

@@ -1,5 +1,6 @@
 // Times: the card's ceilings, linears by shape and format, and whole decode steps in one graph.
-// Usage: bench [ceilings] [linear] [step] [prefill] [attention]; MODELS="8b 1b 135m", FORMATS, BATCHES, CONTEXTS narrow the steps.
+// Usage: bench [ceilings] [linear] [step] [prefill] [attention]; MODELS="8b 1b 135m", FORMATS, BATCHES, CONTEXTS narrow the steps,
+// KV="bf16 fp8 fp4" the attention.
 // Weights rotate over more memory than the L2 holds. Bytes are those that must move once; the floor is
 // bytes over the read rate measured first.
 #include <map>
@@ -90,10 +91,12 @@ static void bench_ceilings() {
   Device<float> sink(1);
   CK(aisp_fill_normal(CTX, src.ptr, src.count, 1, 0, 1, STREAM));
   const double read_us = time_graph([&] { CK(aisp_probe_read(CTX, src.ptr, bytes, sink.ptr, STREAM)); });
-  const double copy_us = time_graph([&] { CK(aisp_memcpy_d2d(dst.ptr, src.ptr, bytes / 2, STREAM)); });
+  const double copy_us = time_graph([&] { CK(aisp_probe_copy(CTX, src.ptr, dst.ptr, bytes / 2, STREAM)); });
+  const double memcpy_us = time_graph([&] { CK(aisp_memcpy_d2d(dst.ptr, src.ptr, bytes / 2, STREAM)); });
   const double empty_us = time_graph([&] { for (int i = 0; i < 200; i++) CK(aisp_probe_empty(CTX, STREAM)); }) / 200;
   READ_RATE = bytes / read_us * 1e6;
-  std::printf("read %.2f TB/s, copy %.2f TB/s, empty kernel in a graph %.2f us\n", READ_RATE / 1e12, bytes / copy_us / 1e6, empty_us);
+  std::printf("read %.2f TB/s, copy %.2f TB/s (memcpy %.2f), empty kernel in a graph %.2f us\n", READ_RATE / 1e12, bytes / copy_us / 1e6,
+              bytes / memcpy_us / 1e6, empty_us);
 }
 
 static void bench_linear() {
@@ -344,17 +347,43 @@ static void bench_prefill() {
   }
 }
 
-static void bench_attention() {
+// A layer's pool of noise in any format, `rows` positions and heads of 128.
+struct Layer {
+  Device<uint8_t> k, v, k_scales, v_scales;
+  int format;
+
+  Layer(int format, size_t rows)
+      : k(rows * aisp_kv_row_bytes(format, 128)), v(k.count), k_scales(rows * aisp_kv_scale_bytes(format, 128)), v_scales(k_scales.count), format(format) {
+    fill(k, k_scales, rows, 1);
+    fill(v, v_scales, rows, 2);
+  }
+  void fill(Device<uint8_t> &data, Device<uint8_t> &scales, size_t rows, uint64_t seed) {
+    if (format == AISP_KV_BF16) {
+      CK(aisp_fill_normal(CTX, (aisp_bf16 *)data.ptr, rows * 128, seed, 0, 1, STREAM));
+      return;
+    }
+    const Device<aisp_bf16> noise(rows * 128);
+    CK(aisp_fill_normal(CTX, noise.ptr, noise.count, seed, 0, 1, STREAM));
+    if (format == AISP_KV_FP8) {
+      CK(aisp_quantize_rows(CTX, noise.ptr, nullptr, 0, (int)rows, 128, data.ptr, (float *)scales.ptr, STREAM));
+    } else { // codes lie as those of weights do
+      const Device<uint8_t> other(aisp_weight_scales_bytes(AISP_NVFP4, (int)rows, 128));
+      CK(aisp_quantize_weight(CTX, AISP_NVFP4, (int)rows, 128, noise.ptr, 1.0f / 448, data.ptr, other.ptr, STREAM));
+      CK(aisp_fill_normal(CTX, (aisp_bf16 *)scales.ptr, rows * 8, seed, 0.4f, 0.05f, STREAM));
+      CK(aisp_stream_synchronize(STREAM)); // `other` goes
+    }
+    CK(aisp_stream_synchronize(STREAM));
+  }
+  aisp_kv_layer view() const { return {k.ptr, v.ptr, k_scales.ptr, v_scales.ptr, format, 8, 128}; }
+  double bytes() const { return 2.0 * (double)(k.count + k_scales.count); }
+};
+
+static void bench_attention(const char *kv_name, int format) {
   const Shape shape = {"layer", 4096, 32, 8, 128, 64, 1, 64, true};
   for (auto [batch, context] : {std::pair<int, int>{1, 1024}, {1, 4096}, {1, 32768}, {8, 4096}, {32, 1024}, {32, 4096}, {64, 1024}, {64, 4096}, {256, 1024}}) {
-    const int max_blocks = context / 16, copies = std::max<int>(1, (int)(400e6 / ((double)batch * context * 4096)));
-    const size_t pool = (size_t)batch * max_blocks * shape.kvh * 16 * shape.dim;
-    std::vector<Device<aisp_bf16>> k, v;
-    for (int i = 0; i < copies; i++) {
-      k.emplace_back(pool), v.emplace_back(pool);
-      CK(aisp_fill_normal(CTX, k[i].ptr, pool, 1, 0, 1, STREAM));
-      CK(aisp_fill_normal(CTX, v[i].ptr, pool, 2, 0, 1, STREAM));
-    }
+    const int max_blocks = context / 16, copies = std::max<int>(1, (int)(400e6 / ((double)batch * context * 16 * (double)(aisp_kv_row_bytes(format, 128) + aisp_kv_scale_bytes(format, 128)))));
+    std::vector<Layer> layers;
+    for (int i = 0; i < copies; i++) layers.emplace_back(format, (size_t)batch * max_blocks * shape.kvh * 16);
     Device<aisp_bf16> q((size_t)batch * 4096), out(q.count);
     CK(aisp_fill_normal(CTX, q.ptr, q.count, 3, 0, 1, STREAM));
     std::vector<int32_t> t((size_t)batch * max_blocks);
@@ -364,16 +393,21 @@ static void bench_attention() {
     CK(aisp_memset(workspace.ptr, 0, workspace.count, STREAM));
     const double us = time_graph([&] {
       for (int i = 0; i < copies; i++) {
-        const aisp_kv_layer kv = {k[i].ptr, v[i].ptr, nullptr, nullptr, AISP_KV_BF16, 8, 128};
+        const aisp_kv_layer kv = layers[i].view();
         const aisp_decode_args args = {q.ptr, out.ptr, tables.ptr, max_blocks, lens.ptr, batch, 32, context, 0, 0.088f, workspace.ptr};
         CK(aisp_decode_attention(CTX, &kv, &args, STREAM));
       }
     }, 5) / copies;
-    const double bytes = 4.0 * pool;
-    std::printf("decode attention batch %d context %d: %.2f us, %.1f MB, floor %.2f us, share %.2f\n", batch, context, us, bytes / 1e6,
-                bytes / READ_RATE * 1e6, bytes / READ_RATE * 1e6 / us);
+    const double bytes = layers[0].bytes();
+    std::printf("decode attention kv %s batch %d context %d: %.2f us, %.1f MB, floor %.2f us, share %.2f\n", kv_name, batch, context, us,
+                bytes / 1e6, bytes / READ_RATE * 1e6, bytes / READ_RATE * 1e6 / us);
     std::fflush(stdout);
   }
+}
+
+static void bench_attention() {
+  for (auto &name : words("KV", "bf16 fp8 fp4"))
+    bench_attention(name.c_str(), name == "fp4" ? AISP_KV_FP4 : name == "fp8" ? AISP_KV_FP8 : AISP_KV_BF16);
 }
 
 int main(int argc, char **argv) {

@@ -90,14 +90,15 @@ pub struct Sampling {
 
 pub const KV_BF16: i32 = 0;
 pub const KV_FP8: i32 = 2;
+pub const KV_FP4: i32 = 3;
 
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct KvLayer {
     pub k: *mut c_void,
     pub v: *mut c_void,
-    pub k_scales: *mut f32,
-    pub v_scales: *mut f32,
+    pub k_scales: *mut c_void,
+    pub v_scales: *mut c_void,
     pub kv_format: i32,
     pub num_kv_heads: i32,
     pub head_dim: i32,
@@ -324,6 +325,8 @@ unsafe extern "C" {
         num_pairs: i32,
         stream: Stream,
     ) -> c_int;
+    pub fn aisp_kv_row_bytes(kv_format: i32, head_dim: i32) -> usize;
+    pub fn aisp_kv_scale_bytes(kv_format: i32, head_dim: i32) -> usize;
     pub fn aisp_argmax_workspace_bytes(max_rows: i32) -> usize;
     pub fn aisp_sample(
         ctx: *const Ctx,
@@ -346,6 +349,24 @@ unsafe extern "C" {
         stream: Stream,
     ) -> c_int;
     pub fn aisp_probe_read(ctx: *const Ctx, src: *const c_void, bytes: usize, out: *mut f32, stream: Stream) -> c_int;
+    pub fn aisp_probe_copy(
+        ctx: *const Ctx,
+        src: *const c_void,
+        dst: *mut c_void,
+        bytes: usize,
+        stream: Stream,
+    ) -> c_int;
+    pub fn aisp_quantize_rows(
+        ctx: *const Ctx,
+        x: *const c_void,
+        x_sumsq: *const f32,
+        eps: f32,
+        num_rows: i32,
+        k: i32,
+        out: *mut u8,
+        scales: *mut f32,
+        stream: Stream,
+    ) -> c_int;
     pub fn aisp_memcpy_d2d(dst: *mut c_void, src: *const c_void, bytes: usize, stream: Stream) -> c_int;
     pub fn aisp_probe_empty(ctx: *const Ctx, stream: Stream) -> c_int;
 }

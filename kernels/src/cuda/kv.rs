@@ -19,6 +19,36 @@ pub enum CudaKvType {
     Bf16,
     /// 8 bits (e4m3), a scale for each head of a token.
     Fp8,
+    /// 4 bits (e2m1), a bf16 scale for each 16 values: the numbers that [`crate::kv::KvType::Fp4`] holds.
+    Fp4,
+}
+
+impl CudaKvType {
+    fn code(self) -> i32 {
+        match self {
+            Self::Bf16 => ffi::KV_BF16,
+            Self::Fp8 => ffi::KV_FP8,
+            Self::Fp4 => ffi::KV_FP4,
+        }
+    }
+
+    /// Bytes of the keys, and again of the values, of one token and head.
+    fn row_bytes(self, head_dim: usize) -> usize {
+        match self {
+            Self::Bf16 => 2 * head_dim,
+            Self::Fp8 => head_dim,
+            Self::Fp4 => head_dim / 2,
+        }
+    }
+
+    /// Bytes of their scales.
+    fn scale_bytes(self, head_dim: usize) -> usize {
+        match self {
+            Self::Bf16 => 0,
+            Self::Fp8 => size_of::<f32>(),
+            Self::Fp4 => head_dim / 16 * size_of::<u16>(),
+        }
+    }
 }
 
 /// How large the pool is.
@@ -39,10 +69,7 @@ pub struct CudaKvShape {
 impl CudaKvShape {
     /// Bytes of one token in all layers.
     pub fn bytes_per_token(&self) -> usize {
-        let head = match self.kv_type {
-            CudaKvType::Bf16 => 2 * self.head_dim,
-            CudaKvType::Fp8 => self.head_dim + size_of::<f32>(),
-        };
+        let head = self.kv_type.row_bytes(self.head_dim) + self.kv_type.scale_bytes(self.head_dim);
         2 * self.num_layers * self.num_kv_heads * head
     }
 }
@@ -51,8 +78,8 @@ impl CudaKvShape {
 struct Layer {
     k: DeviceBuffer<u8>,
     v: DeviceBuffer<u8>,
-    k_scales: DeviceBuffer<f32>,
-    v_scales: DeviceBuffer<f32>,
+    k_scales: DeviceBuffer<u8>,
+    v_scales: DeviceBuffer<u8>,
 }
 
 /// Keys and values, `[num_blocks, num_kv_heads, 16, head_dim]` each, in every layer.
@@ -68,16 +95,14 @@ impl CudaKv {
     /// Errors: out of memory, with the flag to lower.
     pub fn new(gpu: &Arc<Gpu>, shape: CudaKvShape) -> Result<Self, CudaError> {
         let rows = shape.num_blocks * shape.num_kv_heads * BLOCK_SIZE;
-        let (value_bytes, num_scales) = match shape.kv_type {
-            CudaKvType::Bf16 => (2, 0),
-            CudaKvType::Fp8 => (1, rows),
-        };
+        let row_bytes = rows * shape.kv_type.row_bytes(shape.head_dim);
+        let scale_bytes = rows * shape.kv_type.scale_bytes(shape.head_dim);
         let layer = |_| {
             Ok(Layer {
-                k: DeviceBuffer::zeroed(gpu, rows * shape.head_dim * value_bytes, KV)?,
-                v: DeviceBuffer::zeroed(gpu, rows * shape.head_dim * value_bytes, KV)?,
-                k_scales: DeviceBuffer::zeroed(gpu, num_scales, KV)?,
-                v_scales: DeviceBuffer::zeroed(gpu, num_scales, KV)?,
+                k: DeviceBuffer::zeroed(gpu, row_bytes, KV)?,
+                v: DeviceBuffer::zeroed(gpu, row_bytes, KV)?,
+                k_scales: DeviceBuffer::zeroed(gpu, scale_bytes, KV)?,
+                v_scales: DeviceBuffer::zeroed(gpu, scale_bytes, KV)?,
             })
         };
         Ok(Self { shape, layers: (0..shape.num_layers).map(layer).collect::<Result<_, CudaError>>()? })
@@ -90,19 +115,13 @@ impl CudaKv {
 
     pub(super) fn raw(&self, layer: usize) -> ffi::KvLayer {
         let part = &self.layers[layer];
-        let scales = |buffer: &DeviceBuffer<f32>| match self.shape.kv_type {
-            CudaKvType::Bf16 => std::ptr::null_mut(),
-            CudaKvType::Fp8 => buffer.ptr().cast(),
-        };
+        let scales = |buffer: &DeviceBuffer<u8>| if buffer.is_empty() { std::ptr::null_mut() } else { buffer.ptr() };
         ffi::KvLayer {
             k: part.k.ptr(),
             v: part.v.ptr(),
             k_scales: scales(&part.k_scales),
             v_scales: scales(&part.v_scales),
-            kv_format: match self.shape.kv_type {
-                CudaKvType::Bf16 => ffi::KV_BF16,
-                CudaKvType::Fp8 => ffi::KV_FP8,
-            },
+            kv_format: self.shape.kv_type.code(),
             num_kv_heads: self.shape.num_kv_heads as i32,
             head_dim: self.shape.head_dim as i32,
         }
@@ -119,5 +138,6 @@ mod tests {
             CudaKvShape { num_layers: 32, num_blocks: 1, num_kv_heads: 8, head_dim: 128, kv_type: CudaKvType::Bf16 };
         assert_eq!(shape.bytes_per_token(), 131_072);
         assert_eq!(CudaKvShape { kv_type: CudaKvType::Fp8, ..shape }.bytes_per_token(), 67_584);
+        assert_eq!(CudaKvShape { kv_type: CudaKvType::Fp4, ..shape }.bytes_per_token(), 40_960);
     }
 }

@@ -13,6 +13,7 @@ mod graph;
 mod kv;
 mod libraries;
 mod ops;
+mod probe;
 mod sampling;
 mod weight;
 
@@ -27,5 +28,6 @@ pub use ops::{
     DecodeAttention, GemmOutput, LINEAR_MAX_ROWS, LinearInput, LinearOutput, NextNorm, PrefillAttention, Rope,
     RopeNorms, Rows, decode_workspace_bytes,
 };
+pub use probe::probe;
 pub use sampling::{DrawTables, NO_TOKEN, argmax_workspace_bytes};
 pub use weight::{DeviceWeight, WeightFormat};

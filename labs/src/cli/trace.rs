@@ -56,11 +56,11 @@ impl TraceArgs {
         let mix = self.workload.mix();
         let engine = EngineSettings::default();
         let trace = record(&context, &TraceSettings { selection, mix, engine, max_steps: self.steps })?;
-        let ceilings = artifacts::read_ceilings(&self.folders.artifacts, &machine::device())?;
+        let ceilings = artifacts::read_ceilings(&self.folders.artifacts, &machine::device_named(self.device)?)?;
         print_line(&table(&phases(&trace, ceilings.as_ref())).to_string())?;
         if ceilings.is_none() {
             print_line(
-                "no ceilings of this machine: `aisp tools probe-hw` measures them, then forward has its branch",
+                "no ceilings of this device: `aisp tools probe-hw --device` measures them, then forward has its branch",
             )?;
         }
         artifacts::write_json(&self.output, &trace.to_chrome_json())?;

@@ -4,6 +4,7 @@
 mod bandwidth;
 mod caches;
 mod compute;
+mod gpu;
 mod machine;
 mod report;
 mod timing;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use bandwidth::BandwidthRow;
 pub use caches::CacheSize;
 pub use compute::ComputeRow;
+pub use gpu::GpuProbe;
 pub use machine::ProbedMachine;
 pub use timing::Reading;
 
