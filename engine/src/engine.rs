@@ -8,6 +8,7 @@ use crate::builder::EngineBuilder;
 use crate::components::Engagement;
 use crate::error::EngineError;
 use crate::kv_cache::{KvCacheManager, KvUsage};
+use crate::model::{ModelWork, WorkTotals};
 use crate::optimizations::{Exactness, Optimization, Selection};
 use crate::request::{
     FinishReason, GeneratedToken, Request, RequestError, RequestId, RequestOutput, SamplingParams, TokenId,
@@ -44,6 +45,8 @@ pub struct ModelInfo {
     pub kv_cache_bytes: u64,
     /// Where it runs and the type it computes in, for people.
     pub device: String,
+    /// What its steps must read and compute at least.
+    pub work: ModelWork,
 }
 
 /// Tells the time. A simulation brings its own.
@@ -92,7 +95,7 @@ pub struct Engine {
     clock: Clock,
     logits: Logits,
     next_id: u64,
-    num_steps: u64,
+    work: WorkTotals,
     last_step: Option<StepStats>,
     undelivered: Vec<RequestOutput>,
 }
@@ -121,8 +124,8 @@ pub struct EngineStats {
     pub kv: KvUsage,
     /// The scheduler's totals.
     pub scheduler: SchedulerCounters,
-    /// Steps since the start.
-    pub num_steps: u64,
+    /// What all steps since the start computed.
+    pub work: WorkTotals,
     /// The latest step.
     pub last_step: Option<StepStats>,
 }
@@ -178,7 +181,7 @@ impl Engine {
             clock: parts.clock,
             logits: Logits::default(),
             next_id: 0,
-            num_steps: 0,
+            work: WorkTotals::default(),
             last_step: None,
             undelivered: Vec::new(),
         }
@@ -275,7 +278,7 @@ impl Engine {
             debug_span!("prepare").in_scope(|| StepInput::prepare(&batch, self.scheduler.running(), self.kv.as_mut()));
         debug_span!("forward").in_scope(|| self.runner.execute(&input, &mut self.logits, &mut self.engagement))?;
         debug_span!("sample").in_scope(|| self.update(&batch, &input, &mut outputs))?;
-        self.num_steps += 1;
+        self.work = self.work + WorkTotals::of(&input, self.info.work.sliding_window);
         self.last_step = Some(StepStats {
             num_tokens: batch.num_tokens,
             num_sequences: batch.sequences.len(),
@@ -380,7 +383,7 @@ impl Engine {
             waiting_reason: self.scheduler.waiting_reason(),
             kv: self.kv.usage(),
             scheduler: self.scheduler.counters(),
-            num_steps: self.num_steps,
+            work: self.work,
             last_step: self.last_step,
         }
     }
