@@ -9,7 +9,7 @@ use crate::engine::{Engine, EngineParts, ModelInfo};
 use crate::error::EngineError;
 use crate::kv_cache::KvCacheManager;
 use crate::loader::{self, Checkpoint, LoadOptions, ModelSource};
-use crate::model::{ModelConfig, ModelContext, PackedWeights};
+use crate::model::{MatrixWork, ModelConfig, ModelContext, ModelWork, PackedWeights};
 use crate::optimizations::{Optimization, Selection};
 use crate::plan::{AttentionKind, LinearKind, LoadingKind, PointwiseKind};
 use crate::runner::{DecoderRunner, FusedRunner, ModelRunner};
@@ -286,17 +286,18 @@ impl EngineBuilder {
             compute: compute.clone(),
             progress: self.load.progress,
         };
-        let (runner, packed): (Box<dyn ModelRunner>, _) = match components.kv {
+        let (runner, packed, matrices): (Box<dyn ModelRunner>, _, _) = match components.kv {
             KvParts::Attention(attention) => {
                 let (model, packed) = model.decoder(&mut checkpoint.weights)?;
-                let own = components::model_optimizations(&plan, &compute, &packed);
-                (Box::new(DecoderRunner::new(model, attention, own)), packed)
+                let (own, matrices) = (components::model_optimizations(&plan, &compute, &packed), model.matrices());
+                (Box::new(DecoderRunner::new(model, attention, own)), packed, matrices)
             }
             KvParts::Blocks(blocks) => {
                 let (model, packed) = model.fused_decoder(&mut checkpoint.weights)?;
                 let own = components::model_optimizations(&plan, &compute, &packed);
                 let all = components::kv_optimizations(&plan).into_iter().chain(own).collect();
-                (Box::new(FusedRunner::new(model, blocks, all)), packed)
+                let matrices = model.matrices();
+                (Box::new(FusedRunner::new(model, blocks, all)), packed, matrices)
             }
         };
         let place = format!("{}, {}", if device.is_cpu() { "cpu" } else { "cuda" }, dtype.as_str());
@@ -306,6 +307,7 @@ impl EngineBuilder {
             policies: components.policies,
             sampler: components.sampler,
             packed,
+            matrices,
             engagement,
             place,
         };
@@ -346,6 +348,7 @@ impl EngineBuilder {
                 num_kv_slots,
                 kv_cache_bytes,
                 device: built.place,
+                work: ModelWork::new(config, built.matrices, kv_cache_bytes / num_kv_slots.max(1) as u64),
             },
             runner: built.runner,
             kv: built.kv,
@@ -380,6 +383,7 @@ pub(crate) struct Built {
     pub policies: SchedulerPolicies,
     pub sampler: Box<dyn Sampler>,
     pub packed: PackedWeights,
+    pub matrices: MatrixWork,
     pub engagement: Engagement,
     /// The device and the type it computes in.
     pub place: String,

@@ -64,7 +64,7 @@ mod build {
             let config = checkpoint.config.clone();
             let longest = self.longest_context(&config);
             let (model, packed) = CudaDecoder::new(&gpu, &config, &mut checkpoint.weights, &plan, longest)?;
-            let kv = kv_shape(&plan, &config);
+            let (matrices, kv) = (model.matrices(), kv_shape(&plan, &config));
             let (share, total) = (self.memory_utilization.unwrap_or(MEMORY_SHARE), gpu.info().total_bytes);
             let used = total.saturating_sub(gpu.free_bytes()?);
             let limits = self.cuda_limits(longest);
@@ -84,7 +84,7 @@ mod build {
             let Bookkeeping { policies, kv_manager, sampler } =
                 Bookkeeping::build(&plan, size.num_kv_slots, self.prefill_chunk_tokens, compute.isa);
             let runner = wrap(Box::new(runner));
-            let built = Built { runner, kv: kv_manager, policies, sampler, packed, engagement, place };
+            let built = Built { runner, kv: kv_manager, policies, sampler, packed, matrices, engagement, place };
             self.finish(checkpoint, size, selection, components::weight_type(&plan).1, built)
         }
 

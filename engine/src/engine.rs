@@ -9,6 +9,7 @@ use step::Step;
 use crate::builder::EngineBuilder;
 use crate::components::Engagement;
 use crate::kv_cache::{KvCacheManager, KvUsage};
+use crate::model::{ModelWork, WorkTotals};
 use crate::optimizations::{Exactness, Optimization, Selection};
 use crate::request::{Request, RequestError, RequestId, RequestOutput, SamplingParams, TokenId};
 use crate::runner::{DeviceIdle, Logits, ModelRunner};
@@ -43,6 +44,8 @@ pub struct ModelInfo {
     pub kv_cache_bytes: u64,
     /// Where it runs and the type it computes in, for people.
     pub device: String,
+    /// What its steps must read and compute at least.
+    pub work: ModelWork,
 }
 
 /// Tells the time. A simulation brings its own.
@@ -94,7 +97,7 @@ pub struct Engine {
     overlaps: bool,
     under_way: Option<Step>,
     next_id: u64,
-    num_steps: u64,
+    work: WorkTotals,
     last_step: Option<StepStats>,
     undelivered: Vec<RequestOutput>,
 }
@@ -123,8 +126,8 @@ pub struct EngineStats {
     pub kv: KvUsage,
     /// The scheduler's totals.
     pub scheduler: SchedulerCounters,
-    /// Steps since the start.
-    pub num_steps: u64,
+    /// What all steps since the start computed.
+    pub work: WorkTotals,
     /// The latest step.
     pub last_step: Option<StepStats>,
     /// How long the device waited for the host.
@@ -186,7 +189,7 @@ impl Engine {
             overlaps,
             under_way: None,
             next_id: 0,
-            num_steps: 0,
+            work: WorkTotals::default(),
             last_step: None,
             undelivered: Vec::new(),
         }
@@ -302,7 +305,7 @@ impl Engine {
             waiting_reason: self.scheduler.waiting_reason(),
             kv: self.kv.usage(),
             scheduler: self.scheduler.counters(),
-            num_steps: self.num_steps,
+            work: self.work,
             last_step: self.last_step,
             device_idle: self.runner.device_idle(),
         }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use aisp_engine::kv_cache::{ContiguousManager, KvCacheManager, PagedManager};
+use aisp_engine::model::ModelWork;
 use aisp_engine::prefix_cache::{BlockChain, NoPrefixCache, PrefixCache};
 use aisp_engine::runner::{Logits, MockFault, MockRunner, ModelRunner, OverlappedRunner, StepInput};
 use aisp_engine::sampler::SortSampler;
@@ -156,6 +157,7 @@ impl Config {
                 num_kv_slots: self.num_kv_slots,
                 kv_cache_bytes: 0,
                 device: "mock".into(),
+                work: ModelWork::default(),
             },
             runner: Box::new(TimedRunner {
                 inner,

@@ -30,6 +30,7 @@ pub mod kv;
 pub mod linear;
 mod mapped_file;
 mod matmul;
+pub mod peak;
 mod probe;
 pub mod rms_norm;
 pub mod rope;
@@ -40,7 +41,7 @@ pub mod team;
 #[cfg(test)]
 mod testing;
 
-pub use cost::Cost;
+pub use cost::{Arithmetic, Cost};
 pub use error::KernelError;
 pub use isa::{ISA_VARIABLE, Isa};
 pub use mapped_file::MappedFile;

@@ -10,6 +10,7 @@ use crate::progress::Progress;
 use crate::record::{
     AaRecord, ArmRecord, Ceilings, EngagedRecord, LabRecord, MemoryRecord, VariantRecord, Verdict, Workload,
 };
+use crate::roofline::ArmWork;
 use crate::{LabError, memory, roofline, stats};
 
 /// How a run is measured.
@@ -225,6 +226,7 @@ struct Series {
     setup_s: f64,
     memory: MemoryRecord,
     engaged: Vec<EngagedRecord>,
+    work: Option<ArmWork>,
     metrics: BTreeMap<String, Vec<f64>>,
 }
 
@@ -237,6 +239,7 @@ impl Series {
             setup_s: 0.0,
             memory: MemoryRecord::default(),
             engaged: Vec::new(),
+            work: None,
             metrics: BTreeMap::new(),
         }
     }
@@ -258,6 +261,7 @@ impl Series {
         self.check(&measured, inputs, reference);
         self.samples_s.push(measured.duration.as_secs_f64());
         self.engaged = measured.engaged;
+        self.work = measured.work.or(self.work);
         for (name, value) in measured.metrics {
             self.metrics.entry(name).or_default().push(value);
         }
@@ -275,8 +279,7 @@ impl Series {
 
     fn into_record(self, workload: &Workload, ceilings: Option<&Ceilings>) -> ArmRecord {
         let median_s = stats::median(&self.samples_s);
-        let bytes = self.spec.bytes.or(workload.bytes);
-        let flops = self.spec.flops.or(workload.flops);
+        let work = self.work.or_else(|| ArmWork::of_workload(workload));
         let medians = self.metrics.iter().filter_map(|(name, values)| Some((name.clone(), stats::median(values)?)));
         ArmRecord {
             name: self.spec.name,
@@ -288,7 +291,7 @@ impl Series {
             memory: self.memory,
             metrics: medians.collect(),
             metric_samples: self.metrics,
-            roofline: median_s.and_then(|median_s| roofline::place(bytes, flops, median_s, ceilings)),
+            roofline: work.zip(median_s).map(|(work, median_s)| roofline::place(work, median_s, ceilings)),
         }
     }
 }

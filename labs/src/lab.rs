@@ -10,6 +10,7 @@ use aisp_engine::{DeviceChoice, DeviceKind, Engine, EngineBuilder, ModelSource, 
 use crate::LabError;
 use crate::gate::{Outputs, Tolerance};
 use crate::record::{EngagedRecord, Goal, Workload};
+use crate::roofline::ArmWork;
 use crate::stop::Stop;
 
 /// A pair (or more) of ways to do the same work. Implementing it and one line in [`crate::labs`] add a lab.
@@ -110,10 +111,6 @@ pub struct ArmSpec {
     pub name: String,
     /// Switches that it asks for.
     pub requested: Vec<String>,
-    /// Bytes that this arm moves, where they differ from the workload's.
-    pub bytes: Option<u64>,
-    /// Operations that this arm computes, where they differ from the workload's.
-    pub flops: Option<u64>,
 }
 
 impl ArmSpec {
@@ -140,6 +137,8 @@ pub struct Measured {
     pub outputs: Outputs,
     /// What became of the switches asked for.
     pub engaged: Vec<EngagedRecord>,
+    /// The work of the time measured, where it is the arm's own and not the workload's.
+    pub work: Option<ArmWork>,
     /// What the arm kept reserved at its peak, for instance KV cache.
     pub reserved_bytes: Option<u64>,
     /// Figures of the lab's own, with the unit in the name.
@@ -154,6 +153,7 @@ impl Measured {
             inputs: inputs.into(),
             outputs,
             engaged: Vec::new(),
+            work: None,
             reserved_bytes: None,
             metrics: BTreeMap::new(),
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use aisp_kernels::Arithmetic;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -110,7 +111,7 @@ pub struct Workload {
     pub tokens: Option<u64>,
     /// Bytes that must be moved at least.
     pub bytes: Option<u64>,
-    /// Floating-point operations; a multiply-add is two.
+    /// Arithmetic operations; a multiply-add is two.
     pub flops: Option<u64>,
 }
 
@@ -177,16 +178,19 @@ impl MemoryRecord {
 }
 
 /// Achieved rates, and their part of what the machine can do.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RooflineRecord {
     /// Bytes moved in an iteration.
     pub bytes: u64,
-    /// Floating-point operations of an iteration.
+    /// Arithmetic operations of an iteration.
     pub flops: u64,
     /// 10^9 bytes a second.
     pub gbytes_per_s: f64,
     /// 10^9 operations a second.
     pub gflops_per_s: f64,
+    /// Whose peak the operations were held against: `f32`, `bf16` or `int8`; none in files from before they differed.
+    #[serde(default)]
+    pub arithmetic: Option<String>,
     /// The ceiling that binds at this intensity.
     pub bound: Option<Bound>,
     /// Achieved over that ceiling; none until `aisp tools probe-hw` has measured this machine.
@@ -199,7 +203,7 @@ pub struct RooflineRecord {
 pub enum Bound {
     /// Memory bandwidth.
     Memory,
-    /// Floating-point operations.
+    /// Arithmetic operations.
     Compute,
 }
 
@@ -216,8 +220,16 @@ pub struct Ceilings {
     pub read_gbytes_per_s: f64,
     /// Memory copied by all cores, bytes read plus bytes written, 10^9 a second.
     pub copy_gbytes_per_s: f64,
-    /// Peak by type (`f32`, `bf16`, ..), 10^9 operations a second.
+    /// Peak by type (`f32`, `bf16`, `int8`), 10^9 operations a second.
     pub peak_gflops_per_s: BTreeMap<String, f64>,
+}
+
+impl Ceilings {
+    /// The peak of a kind of arithmetic, or of f32 where that kind was not measured. Units: 10^9 operations a second.
+    pub fn peak_of(&self, arithmetic: Arithmetic) -> Option<f64> {
+        let peak = |kind: Arithmetic| self.peak_gflops_per_s.get(kind.name()).copied();
+        peak(arithmetic).or_else(|| peak(Arithmetic::F32))
+    }
 }
 
 /// An optimized arm and how it compares with the baseline.

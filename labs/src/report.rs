@@ -2,15 +2,15 @@
 
 use std::fmt::Write;
 
-use crate::record::{ArmRecord, LabRecord, RunRecord, VariantRecord, Workload};
+use crate::record::{ArmRecord, Bound, LabRecord, RooflineRecord, RunRecord, VariantRecord, Workload};
 
 /// The lines of one lab for a terminal.
 pub fn lab_lines(lab: &LabRecord) -> String {
     let mut text = format!("{}  {}\n", lab.id, lab.summary);
     let width = lab.variants.iter().map(|v| v.arm.name.len()).chain([lab.baseline.name.len()]).max().unwrap_or(0);
     let line = |arm: &ArmRecord, verdict: &str| {
-        let (time, memory) = (time(arm), memory(arm));
-        format!("  {:width$}  {time:>10}  {memory:>10}  {verdict}{}\n", arm.name, not_engaged(arm))
+        let (time, memory, share) = (time(arm), memory(arm), share(arm).unwrap_or("-".to_owned()));
+        format!("  {:width$}  {time:>10}  {memory:>10}  {share:>15}  {verdict}{}\n", arm.name, not_engaged(arm))
     };
     text += &line(&lab.baseline, "baseline");
     for variant in &lab.variants {
@@ -60,10 +60,9 @@ fn lab_section(lab: &LabRecord) -> String {
 
 fn row(arm: &ArmRecord, verdict: &str, workload: &Workload) -> String {
     let rate = arm.tokens_per_s(workload).map_or(String::new(), |rate| format!(" ({rate:.0} tok/s)"));
-    let roofline = arm.roofline.map_or("-".to_owned(), |roofline| match roofline.share {
-        Some(share) => format!("{:.0} %", share * 100.0),
-        None => format!("{:.1} GB/s, {:.1} GFLOP/s", roofline.gbytes_per_s, roofline.gflops_per_s),
-    });
+    let rates =
+        |roofline: &RooflineRecord| format!("{:.1} GB/s, {:.1} GFLOP/s", roofline.gbytes_per_s, roofline.gflops_per_s);
+    let roofline = share(arm).or_else(|| arm.roofline.as_ref().map(rates)).unwrap_or("-".to_owned());
     let state = |e: &crate::record::EngagedRecord| {
         let reason = e.reason.as_deref().unwrap_or("unknown");
         if e.engaged { format!("{} ({} {})", e.name, e.count, e.counts) } else { format!("{}: no, {reason}", e.name) }
@@ -72,6 +71,17 @@ fn row(arm: &ArmRecord, verdict: &str, workload: &Workload) -> String {
     let engaged = if engaged.is_empty() { "-".to_owned() } else { engaged.join(", ") };
     let (name, time, memory, n) = (&arm.name, time(arm), memory(arm), arm.samples_s.len());
     format!("| {name} | {time}{rate} | {n} | {verdict} | {memory} | {roofline} | {engaged} |\n")
+}
+
+/// Share of the ceiling that binds, and which one that is: `38 % of memory`.
+fn share(arm: &ArmRecord) -> Option<String> {
+    let roofline = arm.roofline.as_ref()?;
+    let ceiling = match (roofline.bound?, &roofline.arithmetic) {
+        (Bound::Memory, _) => "memory",
+        (Bound::Compute, Some(arithmetic)) => arithmetic,
+        (Bound::Compute, None) => "compute",
+    };
+    Some(format!("{:.0} % of {ceiling}", roofline.share? * 100.0))
 }
 
 fn time(arm: &ArmRecord) -> String {

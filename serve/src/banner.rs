@@ -62,6 +62,8 @@ fn table(optimizations: &[OptimizationStatus]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use aisp_engine::model::ModelWork;
+
     use super::*;
 
     #[test]
@@ -77,6 +79,7 @@ mod tests {
             num_kv_slots: 8192,
             kv_cache_bytes: 3 << 20,
             device: "cpu, f32".into(),
+            work: ModelWork::default(),
         };
         let status = |name, requested, exactness: &str, baseline| OptimizationStatus {
             name,

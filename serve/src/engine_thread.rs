@@ -358,9 +358,9 @@ impl EngineThread {
     fn publish(&mut self, outputs: &[RequestOutput]) {
         let stats = self.engine.stats();
         self.metrics.set_engine(&stats);
-        if let Some(step) = stats.last_step.filter(|_| stats.num_steps > self.num_steps) {
+        if let Some(step) = stats.last_step.filter(|_| stats.work.num_steps > self.num_steps) {
             self.metrics.record_step(step.num_tokens);
-            self.num_steps = stats.num_steps;
+            self.num_steps = stats.work.num_steps;
         }
         if outputs.iter().any(|output| output.finish.is_some()) || self.published.elapsed() > PUBLISH_INTERVAL {
             self.published = Instant::now();

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use aisp_engine::kv_cache::PagedManager;
+use aisp_engine::model::ModelWork;
 use aisp_engine::prefix_cache::BlockChain;
 use aisp_engine::runner::{MockFault, MockRunner};
 use aisp_engine::sampler::CandidateSampler;
@@ -72,6 +73,7 @@ impl MockEngine {
                 num_kv_slots: self.num_kv_slots,
                 kv_cache_bytes: 0,
                 device: "mock".into(),
+                work: ModelWork::default(),
             },
             runner: Box::new(runner),
             kv: Box::new(PagedManager::new(self.num_kv_slots, Box::new(BlockChain::default()))),

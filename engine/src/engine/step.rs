@@ -11,6 +11,7 @@ use tracing::debug_span;
 use super::{Engine, StepStats};
 use crate::error::EngineError;
 use crate::kv_cache::BLOCK_SIZE;
+use crate::model::WorkTotals;
 use crate::optimizations::Optimization;
 use crate::request::{FinishReason, GeneratedToken, RequestOutput, TokenId};
 use crate::runner::{OverlappedRunner, StepInput};
@@ -49,7 +50,7 @@ impl Engine {
             })?;
         }
         debug_span!("sample").in_scope(|| self.update(&step, &mut outputs))?;
-        self.num_steps += 1;
+        self.work = self.work + WorkTotals::of(&step.input, self.info.work.sliding_window);
         let now = (self.clock)();
         self.last_step = Some(StepStats {
             num_tokens: step.batch.num_tokens,

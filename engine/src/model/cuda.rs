@@ -18,6 +18,7 @@ use super::cuda_workspace::{StepAddresses, Workspace};
 use super::rope_frequencies::rope_frequencies;
 use super::take::PackedWeights;
 use super::weights::Weights;
+use super::work::MatrixWork;
 use crate::error::EngineError;
 use crate::plan::{Plan, ProductsKind, WeightKind};
 use crate::runner::StepShape;
@@ -119,6 +120,18 @@ impl CudaDecoder {
     /// Its device.
     pub fn gpu(&self) -> &Arc<Gpu> {
         &self.gpu
+    }
+
+    /// What its matrices take.
+    pub fn matrices(&self) -> MatrixWork {
+        let of = |layer: &Layer| {
+            [&layer.qkv_proj, &layer.o_proj, &layer.gate_up_proj, &layer.down_proj].map(DeviceWeight::work)
+        };
+        MatrixWork {
+            layers: self.layers.iter().flat_map(of).sum(),
+            head: self.lm_head.as_ref().unwrap_or(&self.embedding).work(),
+            embedding_row_bytes: self.embedding.num_bytes() / self.config.vocab_size as u64,
+        }
     }
 
     /// Its shape.

@@ -1,7 +1,7 @@
 //! The decoder: one implementation for every family, assembled from its config. Reads top-down.
 
 use aisp_kernels::embedding::Embedding;
-use aisp_kernels::linear::{Linear, select_rows};
+use aisp_kernels::linear::{Linear, LinearWork, select_rows};
 use aisp_kernels::rms_norm::rms_norm;
 use aisp_kernels::rope::{RotaryRows, RotaryTable};
 use aisp_kernels::silu_mul::silu_mul;
@@ -13,6 +13,7 @@ use super::config::ModelConfig;
 use super::rope_frequencies::rope_frequencies;
 use super::take::{Projection, Take};
 use super::weights::HeapWeight;
+use super::work::MatrixWork;
 use crate::error::EngineError;
 use crate::runner::{AttentionBackend, Qkv, StepInput};
 
@@ -85,6 +86,15 @@ impl Decoder {
         })
     }
 
+    /// What its matrices take.
+    pub fn matrices(&self) -> MatrixWork {
+        MatrixWork {
+            layers: self.layers.iter().map(Layer::matrices).sum(),
+            head: self.lm_head.work(),
+            embedding_row_bytes: self.embedding.row_bytes(),
+        }
+    }
+
     /// Runs a step and stores its keys and values.
     ///
     /// Shapes: the result is `[num_logit_rows, vocab_size]` in f32.
@@ -117,6 +127,12 @@ impl Layer {
             post_attention_norm: take.vector(&name("post_attention_layernorm.weight"), config.hidden_size)?,
             mlp: Mlp::new(config, &name("mlp"), take)?,
         })
+    }
+
+    fn matrices(&self) -> LinearWork {
+        let (Attention { q_proj, k_proj, v_proj, o_proj, .. }, mlp) = (&self.attention, &self.mlp);
+        let all = [q_proj, k_proj, v_proj, o_proj, &mlp.gate_proj, &mlp.up_proj, &mlp.down_proj];
+        all.map(Linear::work).into_iter().sum()
     }
 
     fn forward(

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use aisp_kernels::attention::flash::{FlashCall, FlashParams, FlashScratch, FlashSequence, flash_attention};
 use aisp_kernels::embedding::{RowTable, embedding_rows};
 use aisp_kernels::kv::KvBuffer;
-use aisp_kernels::linear::{Activations, PackedLinear};
+use aisp_kernels::linear::{Activations, LinearWork, PackedLinear};
 use aisp_kernels::rms_norm::{Norm, residual_add_rms_norm, rms_norm_rows};
 use aisp_kernels::rope::{Qkv, RopeStore, RopeTable, rope_and_store};
 use aisp_kernels::silu_mul::silu_mul_rows;
@@ -22,6 +22,7 @@ use super::config::ModelConfig;
 use super::rope_frequencies::rope_frequencies;
 use super::take::{Projection, Take};
 use super::weights::Weight;
+use super::work::MatrixWork;
 use crate::compute::Compute;
 use crate::error::EngineError;
 use crate::runner::{BlockLayout, Logits, StepInput};
@@ -120,6 +121,15 @@ impl FusedDecoder {
             compute: take.compute.clone(),
             workspace: Workspace::default(),
         })
+    }
+
+    /// What its matrices take.
+    pub fn matrices(&self) -> MatrixWork {
+        MatrixWork {
+            layers: self.layers.iter().map(Layer::matrices).sum(),
+            head: self.lm_head.work(),
+            embedding_row_bytes: (self.embedding.storage_size_in_bytes() / self.config.vocab_size) as u64,
+        }
     }
 
     /// Runs a step: stores its keys and values and writes the logits of `input.logit_rows`.
@@ -249,6 +259,10 @@ impl Layer {
             gate_up_proj: take.pack(&gate_up)?,
             down_proj: take.pack(&[down_proj])?,
         })
+    }
+
+    fn matrices(&self) -> LinearWork {
+        [&self.qkv_proj, &self.o_proj, &self.gate_up_proj, &self.down_proj].map(PackedLinear::work).into_iter().sum()
     }
 }
 

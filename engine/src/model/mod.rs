@@ -13,6 +13,7 @@ mod pack_progress;
 mod rope_frequencies;
 mod take;
 mod weights;
+mod work;
 
 pub use config::{Architecture, ModelConfig, RopeScaling, RopeStyle};
 #[cfg(feature = "cuda")]
@@ -23,6 +24,7 @@ pub use decoder::Decoder;
 pub use fused::FusedDecoder;
 pub use take::PackedWeights;
 pub use weights::{FileBytes, HeapWeight, MappedTensor, RandomWeight, Weight, Weights};
+pub use work::{MatrixWork, ModelWork, WorkTotals};
 
 use aisp_kernels::linear::WeightType;
 use candle_core::{DType, Device};

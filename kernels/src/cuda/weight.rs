@@ -12,6 +12,8 @@ use super::buffer::DeviceBuffer;
 use super::error::CudaError;
 use super::ffi;
 use super::gpu::{Gpu, check};
+use crate::Arithmetic;
+use crate::linear::LinearWork;
 
 const WEIGHTS: (&str, &str) = ("a weight matrix", "the model, or choose weights-fp8 or weights-int4");
 
@@ -196,6 +198,11 @@ impl DeviceWeight {
     /// Bytes on the device.
     pub fn num_bytes(&self) -> u64 {
         (self.data.len() + self.scales.len()) as u64
+    }
+
+    /// What a product with it reads and computes at least. Every format is multiplied in bf16.
+    pub fn work(&self) -> LinearWork {
+        LinearWork::new(self.k, self.n, self.num_bytes(), Arithmetic::Bf16)
     }
 
     pub(super) fn raw(&self) -> ffi::Weight {

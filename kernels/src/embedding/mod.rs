@@ -36,6 +36,15 @@ impl Embedding {
             Self::Quantized(table) => quantized_rows(table, tokens, device)?.to_dtype(dtype),
         }
     }
+
+    /// Bytes of one row as it is held.
+    pub fn row_bytes(&self) -> u64 {
+        let (table_bytes, dims) = match self {
+            Self::Dense(table) => (table.elem_count() * table.dtype().size_in_bytes(), table.dims()),
+            Self::Quantized(table) => (table.storage_size_in_bytes(), table.shape().dims()),
+        };
+        (table_bytes / dims.first().copied().unwrap_or(1).max(1)) as u64
+    }
 }
 
 fn quantized_rows(table: &QTensor, tokens: &[u32], device: &Device) -> Result<Tensor> {

@@ -14,6 +14,7 @@ mod quantize_tests;
 mod repack;
 mod stored;
 mod tensor_op;
+mod work;
 
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ pub use self::activations::{ActivationForm, Activations};
 pub use self::packed::{LinearSource, PackedLinear};
 pub use self::quantize::WeightType;
 pub use self::stored::StoredTensor;
+pub use self::work::LinearWork;
 use crate::{Cost, matmul};
 
 /// Weights `[out_features, in_features]` and an optional bias `[out_features]`.

@@ -21,6 +21,10 @@ impl TensorOp {
         Self { packed: Arc::new(packed), team, activations: Arc::default() }
     }
 
+    pub(super) fn packed(&self) -> &PackedLinear {
+        &self.packed
+    }
+
     /// Shapes: `x [num_rows, in_features]` f32, result `[num_rows, out_features]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (num_rows, in_features) = x.dims2()?;

@@ -17,6 +17,7 @@ use crate::gate::Outputs;
 use crate::lab::{ArmSpec, Experiment, LabContext, Measured};
 use crate::labs::{EngineSettings, RequestSet, engaged, loosest, metrics};
 use crate::record::Workload;
+use crate::roofline::ArmWork;
 use crate::{LabError, machine, memory};
 
 /// How often the load generator is told of Ctrl-C.
@@ -218,9 +219,11 @@ impl Experiment for HttpExperiment {
             return self.over_http(server);
         }
         let Running::Engine(engine) = &mut self.running[arm] else { return Err(LabError::Stopped) };
+        let before = engine.stats().work;
         let started = Instant::now();
         let served = self.requests.serve(engine)?;
         let duration = started.elapsed();
+        let work = ArmWork::since(&before, engine);
         let outputs = if self.is_lossless {
             Outputs::Tokens(served.answers.clone())
         } else {
@@ -230,6 +233,7 @@ impl Experiment for HttpExperiment {
         };
         let mut measured = Measured::new(duration, self.fingerprint.clone(), outputs);
         measured.engaged = engaged(engine, &self.arms[arm].selection);
+        measured.work = Some(work);
         measured.metrics = metrics(&served, duration.as_secs_f64(), &self.requests, &self.ab.engine);
         measured.reserved_bytes = memory::peak_rss_bytes();
         Ok(measured)

@@ -124,7 +124,7 @@ fn row(arm: &ArmRecord, workload: &Workload, variant: Option<&VariantRecord>) ->
         speedup: variant.and_then(|variant| variant.speedup).filter(|_| !wrong),
         memory_savings: variant.and_then(|variant| variant.memory_savings).filter(|_| !wrong),
         not_engaged: idle.map(|idle| reason(&idle.name, idle.reason.as_deref())).collect(),
-        roofline_share: arm.roofline.and_then(|roofline| roofline.share).filter(|_| !wrong),
+        roofline_share: arm.roofline.as_ref().and_then(|roofline| roofline.share).filter(|_| !wrong),
     }
 }
 
@@ -206,6 +206,7 @@ mod tests {
             flops: 1,
             gbytes_per_s: 1.0,
             gflops_per_s: 1.0,
+            arithmetic: None,
             bound: None,
             share: Some(0.9),
         });

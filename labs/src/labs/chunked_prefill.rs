@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use aisp_engine::model::WorkTotals;
 use aisp_engine::optimizations::Exactness;
 use aisp_engine::{Engine, ModelSource, Optimization, Request, RequestId, SamplingParams, Selection, TokenId};
 
@@ -11,6 +12,7 @@ use crate::fingerprint::Fingerprint;
 use crate::gate::Outputs;
 use crate::lab::{ArmSpec, Experiment, Lab, LabContext, LabInfo, Measured};
 use crate::record::{Goal, Workload};
+use crate::roofline::ArmWork;
 use crate::{LabError, stats};
 
 /// Tokens of the prompt that arrives, where the model's context allows.
@@ -113,6 +115,9 @@ impl Experiment for ChunkedPrefill {
         let mut measured =
             Measured::new(std::time::Duration::from_secs_f64(worst), self.fingerprint.clone(), Outputs::Tokens(tokens));
         measured.engaged = engaged(engine, &self.arms[arm].1);
+        // What is timed is one step, so the work is that step's.
+        let timed = during.seconds.iter().position(|seconds| *seconds == worst);
+        measured.work = timed.and_then(|step| during.work.get(step)).map(|totals| ArmWork::of(totals, engine));
         measured.metrics.insert("itl_p99_ms".into(), worst * 1e3);
         measured.metrics.insert("steady_itl_p50_ms".into(), usual * 1e3);
         measured.metrics.insert("itl_p99_over_steady".into(), worst / usual);
@@ -123,16 +128,21 @@ impl Experiment for ChunkedPrefill {
 /// Times between the tokens of running answers.
 struct Gaps {
     seconds: Vec<f64>,
+    /// What each of those steps computed.
+    work: Vec<WorkTotals>,
     answers: Vec<Vec<TokenId>>,
     first_token: Option<TokenId>,
 }
 
 fn gaps(engine: &mut Engine, done: impl Fn(Option<RequestId>, usize) -> bool) -> Result<Gaps, LabError> {
-    let mut gaps = Gaps { seconds: Vec::new(), answers: vec![Vec::new(); NUM_ANSWERS], first_token: None };
+    let mut gaps =
+        Gaps { seconds: Vec::new(), work: Vec::new(), answers: vec![Vec::new(); NUM_ANSWERS], first_token: None };
     for step in 1.. {
+        let before = engine.stats().work;
         let started = Instant::now();
         let outputs = engine.step()?;
         gaps.seconds.push(started.elapsed().as_secs_f64());
+        gaps.work.push(engine.stats().work - before);
         let ended = outputs.iter().find(|output| output.finish.is_some());
         for (answer, output) in gaps.answers.iter_mut().zip(&outputs) {
             answer.extend(output.tokens.iter().map(|token| token.id));

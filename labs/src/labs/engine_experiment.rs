@@ -11,6 +11,7 @@ use super::requests::{Answers, RequestMix, RequestSet, Served};
 use crate::gate::{Measure, Outputs, Tolerance};
 use crate::lab::{ArmSpec, Experiment, LabContext, Measured};
 use crate::record::{EngagedRecord, Workload};
+use crate::roofline::ArmWork;
 use crate::{LabError, stats};
 
 /// Models up to this size get the full workload; larger ones a part, so that an iteration takes seconds, not minutes.
@@ -203,11 +204,12 @@ impl Experiment for EngineExperiment {
         };
         let mut measured = Measured::new(duration, self.fingerprint.clone(), outputs);
         measured.engaged = engaged(engine, &self.arms[arm].selection);
+        measured.work = Some(ArmWork::since(&before.work, engine));
         let info = engine.model_info();
         let bytes_per_token = info.kv_cache_bytes / info.num_kv_slots.max(1) as u64;
         measured.reserved_bytes = Some(after.kv.peak_reserved_tokens as u64 * bytes_per_token);
         measured.metrics = metrics(&served, duration.as_secs_f64(), &self.requests, &self.settings);
-        let num_steps = (after.num_steps - before.num_steps) as f64;
+        let num_steps = (after.work - before.work).num_steps as f64;
         measured.metrics.insert("num_steps".into(), num_steps);
         let preemptions = after.scheduler.num_preemptions - before.scheduler.num_preemptions;
         measured.metrics.insert("num_preemptions".into(), preemptions as f64);

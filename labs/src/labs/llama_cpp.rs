@@ -14,6 +14,7 @@ use crate::LabError;
 use crate::gate::{Outputs, Tolerance};
 use crate::lab::{ArmSpec, Experiment, Lab, LabContext, LabInfo, Measured};
 use crate::record::{Goal, Workload};
+use crate::roofline::ArmWork;
 
 /// Names the folder of llama.cpp's programs.
 const BIN_VARIABLE: &str = "LLAMA_CPP_BIN";
@@ -93,7 +94,7 @@ impl Lab for LlamaCppLab {
             return Err(bad(format!("{} is not there; {BIN_VARIABLE} names the wrong folder", program.display())));
         }
         let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(Box::new(LlamaCpp { work: self.work, program, model, num_threads, engine: None }))
+        Ok(Box::new(LlamaCpp { work: self.work, program, model, num_threads, engine: None, least: None }))
     }
 }
 
@@ -103,6 +104,8 @@ struct LlamaCpp {
     model: PathBuf,
     num_threads: usize,
     engine: Option<Engine>,
+    /// Of a pass of the engine. llama.cpp's is held to be the same: the same file and as many tokens.
+    least: Option<ArmWork>,
 }
 
 impl LlamaCpp {
@@ -154,19 +157,25 @@ impl LlamaCpp {
             let params = SamplingParams { ignore_eos: true, ..SamplingParams::greedy(answer + 1) };
             engine.add_request(Request::new(tokens, params)).map_err(aisp_engine::EngineError::from)?;
         }
+        let before = engine.stats().work;
         let started = Instant::now();
         let mut num_first = 0;
         while num_first < streams {
             num_first += engine.step()?.len();
         }
         if answer == 0 {
-            return Ok((started.elapsed(), prompt));
+            let duration = started.elapsed();
+            self.least = Some(ArmWork::since(&before, engine));
+            return Ok((duration, prompt));
         }
+        let before = engine.stats().work;
         let (started, mut num_tokens) = (Instant::now(), 0);
         while engine.has_unfinished() {
             num_tokens += engine.step()?.len();
         }
-        Ok((started.elapsed(), num_tokens))
+        let duration = started.elapsed();
+        self.least = Some(ArmWork::since(&before, engine));
+        Ok((duration, num_tokens))
     }
 }
 
@@ -210,6 +219,7 @@ impl Experiment for LlamaCpp {
         if let (1, Some(engine)) = (arm, &self.engine) {
             measured.engaged = engaged(engine, &Self::selection());
         }
+        measured.work = self.least;
         measured.metrics.insert("tokens_per_s".into(), num_tokens as f64 / duration.as_secs_f64());
         Ok(measured)
     }

@@ -13,6 +13,7 @@ use crate::fingerprint::Fingerprint;
 use crate::gate::Outputs;
 use crate::lab::{ArmSpec, Experiment, Lab, LabContext, LabInfo, Measured};
 use crate::record::{Goal, Workload};
+use crate::roofline::ArmWork;
 
 /// Tokens of a prompt, where the model's context allows.
 const PROMPT_TOKENS: usize = 1024;
@@ -148,6 +149,7 @@ impl Experiment for PrefixCaching {
         for _ in 0..2 {
             Self::first_token(engine, &first[0])?;
         }
+        let before = engine.stats().work;
         let (mut duration, mut tokens) = (Duration::ZERO, Vec::new());
         for prompt in timed {
             let (took, token) = Self::first_token(engine, prompt)?;
@@ -155,6 +157,7 @@ impl Experiment for PrefixCaching {
             tokens.push(vec![token]);
         }
         let mut measured = Measured::new(duration, self.fingerprint.clone(), Outputs::Tokens(tokens));
+        measured.work = Some(ArmWork::since(&before, engine));
         measured.engaged = engaged(engine, &self.arms[arm].1);
         measured.metrics.insert("ttft_ms".into(), duration.as_secs_f64() * 1e3 / NUM_PROMPTS as f64);
         Ok(measured)

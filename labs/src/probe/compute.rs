@@ -1,20 +1,24 @@
-//! Peak arithmetic: chains of fused multiply-adds that never leave the registers, and the matrix products of candle.
+//! Peak arithmetic: chains of multiply-adds and dot products that never leave the registers, and the matrix products of
+//! candle.
 
 use std::hint::black_box;
 use std::time::Duration;
 
+use aisp_kernels::{Arithmetic, Isa, peak};
 use candle_core::{DType, Device, Tensor};
 use pulp::{Arch, Simd, WithSimd};
 use serde::{Deserialize, Serialize};
 
 use super::timing::{Reading, rate};
 
-/// Kind of the rows that are ceilings.
+/// Kind of the rows of f32 multiply-adds: a ceiling.
 pub const FMA: &str = "fma";
+/// Kind of the rows of dot products that are summed in a wider type: ceilings.
+pub const DOT: &str = "dot";
 /// Kind of the rows that show what a library reaches.
 const MATMUL: &str = "matmul";
 /// Calls of `progress` that [`measure`] makes.
-pub const NUM_STEPS: usize = 2 + MATMUL_DTYPES.len();
+pub const NUM_STEPS: usize = 2 * Arithmetic::ALL.len() + MATMUL_DTYPES.len();
 const MATMUL_DTYPES: [(DType, &str); 3] = [(DType::F32, "f32"), (DType::F16, "f16"), (DType::BF16, "bf16")];
 /// Rows, columns and depth of the matrix product.
 const MATMUL_SIZE: usize = 768;
@@ -22,12 +26,12 @@ const MATMUL_SIZE: usize = 768;
 const SLOW: Duration = Duration::from_millis(800);
 /// Multiply-adds in flight: more than latency times issue width of any current core, few enough for 16 registers.
 const CHAINS: usize = 12;
-const FMA_STEPS_PER_PASS: u32 = 10_000;
+const STEPS_PER_PASS: u32 = 10_000;
 
 /// Arithmetic of one kind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ComputeRow {
-    /// `fma`: a ceiling. `matmul`: what candle reaches under it.
+    /// `fma`, `dot`: a ceiling. `matmul`: what candle reaches under it.
     pub kind: String,
     /// Number format.
     pub dtype: String,
@@ -43,12 +47,18 @@ pub fn measure(cores: usize, mut progress: impl FnMut(&str, usize)) -> (Vec<Comp
     let mut unavailable = Vec::new();
     let mut thread_counts = vec![1, cores.max(1)];
     thread_counts.dedup();
-    for (at, threads) in thread_counts.into_iter().enumerate() {
-        progress(&format!("f32 multiply-adds, {threads} thread(s)"), at);
-        rows.push(fma(threads));
+    for (at, arithmetic) in Arithmetic::ALL.into_iter().enumerate() {
+        for (nth, threads) in thread_counts.iter().copied().enumerate() {
+            progress(&format!("{} multiply-adds, {threads} thread(s)", arithmetic.name()), 2 * at + nth);
+            match peak_row(arithmetic, threads) {
+                Some(row) => rows.push(row),
+                None if nth > 0 => {}
+                None => unavailable.push(format!("{} peak: no kernel has such instructions here", arithmetic.name())),
+            }
+        }
     }
     for (at, (dtype, name)) in MATMUL_DTYPES.into_iter().enumerate() {
-        progress(&format!("{name} matrix product"), 2 + at);
+        progress(&format!("{name} matrix product"), 2 * Arithmetic::ALL.len() + at);
         match matmul(dtype) {
             Ok(gflops_per_s) => {
                 rows.push(ComputeRow { kind: MATMUL.into(), dtype: name.into(), threads: cores, gflops_per_s });
@@ -59,7 +69,6 @@ pub fn measure(cores: usize, mut progress: impl FnMut(&str, usize)) -> (Vec<Comp
             }
         }
     }
-    unavailable.push("peak of bf16 and int8 dot instructions: they cannot be reached without unsafe code".to_owned());
     (rows, unavailable)
 }
 
@@ -76,11 +85,30 @@ pub fn vector_instructions() -> String {
     }
 }
 
+/// The ceiling of a kind of arithmetic; none where kernels have no instructions for it.
+fn peak_row(arithmetic: Arithmetic, threads: usize) -> Option<ComputeRow> {
+    match arithmetic {
+        Arithmetic::F32 => Some(fma(threads)),
+        Arithmetic::Bf16 => dots("bf16", threads, peak::bf16_dots),
+        Arithmetic::Int8 => dots("int8", threads, peak::int8_dots),
+    }
+}
+
+fn dots(dtype: &str, threads: usize, run: fn(Isa, u32) -> Option<u64>) -> Option<ComputeRow> {
+    let isa = Isa::detect();
+    let flops_per_pass = run(isa, STEPS_PER_PASS)? as f64;
+    let pass = |(): &mut ()| {
+        black_box(run(isa, black_box(STEPS_PER_PASS)));
+    };
+    let gflops_per_s = rate(threads, flops_per_pass / 1e9, || (), pass);
+    Some(ComputeRow { kind: DOT.into(), dtype: dtype.into(), threads, gflops_per_s })
+}
+
 fn fma(threads: usize) -> ComputeRow {
     let arch = Arch::new();
-    let flops_per_pass = arch.dispatch(FmaChains { steps: 1 }).0 * f64::from(FMA_STEPS_PER_PASS);
+    let flops_per_pass = arch.dispatch(FmaChains { steps: 1 }).0 * f64::from(STEPS_PER_PASS);
     let pass = |(): &mut ()| {
-        black_box(arch.dispatch(FmaChains { steps: black_box(FMA_STEPS_PER_PASS) }));
+        black_box(arch.dispatch(FmaChains { steps: black_box(STEPS_PER_PASS) }));
     };
     let gflops_per_s = rate(threads, flops_per_pass / 1e9, || (), pass);
     ComputeRow { kind: FMA.into(), dtype: "f32".into(), threads, gflops_per_s }

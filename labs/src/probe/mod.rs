@@ -93,7 +93,7 @@ impl HardwareProbe {
         let memory = || self.bandwidth.iter().filter(|row| row.level == bandwidth::MEMORY);
         let most = |figures: &mut dyn Iterator<Item = f64>| figures.fold(0.0, f64::max);
         let mut peak_gflops_per_s = BTreeMap::new();
-        for row in self.compute.iter().filter(|row| row.kind == compute::FMA) {
+        for row in self.compute.iter().filter(|row| [compute::FMA, compute::DOT].contains(&row.kind.as_str())) {
             let peak = peak_gflops_per_s.entry(row.dtype.clone()).or_insert(0.0f64);
             *peak = peak.max(row.gflops_per_s.best);
         }
@@ -144,14 +144,18 @@ mod tests {
             compute: vec![
                 compute_row(compute::FMA, "f32", 1, 120.0),
                 compute_row(compute::FMA, "f32", 2, 234.0),
-                compute_row("matmul", "f32", 2, 180.0),
+                compute_row(compute::DOT, "int8", 2, 900.0),
+                compute_row("matmul", "bf16", 2, 180.0),
             ],
             unavailable: Vec::new(),
             wall_s: 9.0,
         };
         let ceilings = probe.ceilings();
         assert_eq!((ceilings.read_gbytes_per_s, ceilings.copy_gbytes_per_s), (31.0, 24.8));
-        assert_eq!(ceilings.peak_gflops_per_s.into_iter().collect::<Vec<_>>(), [("f32".to_owned(), 234.0)]);
+        assert_eq!(
+            ceilings.peak_gflops_per_s.into_iter().collect::<Vec<_>>(),
+            [("f32".to_owned(), 234.0), ("int8".to_owned(), 900.0),]
+        );
         let mut busy = probe.clone();
         busy.bandwidth[2] = bandwidth_row(bandwidth::MEMORY, 2, 20.0);
         assert_eq!(busy.ceilings().read_gbytes_per_s, 25.0, "one thread that is faster than all is believed");

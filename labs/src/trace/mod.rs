@@ -3,6 +3,7 @@
 mod phases;
 mod recorder;
 
+use aisp_engine::model::WorkTotals;
 use aisp_engine::text::TextDecoder;
 use aisp_engine::{Engine, ModelInfo, Request, SamplingParams, Selection};
 use serde_json::{Value, json};
@@ -39,6 +40,8 @@ pub struct Step {
     pub num_tokens: usize,
     /// Sequences that took part.
     pub num_sequences: usize,
+    /// What was computed.
+    pub work: WorkTotals,
 }
 
 impl Step {
@@ -97,7 +100,7 @@ fn steps(
     }
     let mut steps = Vec::new();
     while engine.has_unfinished() && steps.len() < max_steps && !context.stop.is_requested() {
-        let start_s = recorder.now_s();
+        let (start_s, before) = (recorder.now_s(), engine.stats().work);
         let outputs = engine.step()?;
         tracing::debug_span!("detokenize").in_scope(|| {
             for output in &outputs {
@@ -108,9 +111,10 @@ fn steps(
                 }
             }
         });
-        if let Some(last) = engine.stats().last_step {
-            let (num_tokens, num_sequences) = (last.num_tokens, last.num_sequences);
-            steps.push(Step { start_s, seconds: recorder.now_s() - start_s, num_tokens, num_sequences });
+        let stats = engine.stats();
+        if let Some(last) = stats.last_step {
+            let (num_tokens, num_sequences, work) = (last.num_tokens, last.num_sequences, stats.work - before);
+            steps.push(Step { start_s, seconds: recorder.now_s() - start_s, num_tokens, num_sequences, work });
         }
     }
     Ok(steps)

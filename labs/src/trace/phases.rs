@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+use aisp_engine::model::WorkTotals;
 use serde::Serialize;
 
 use super::{Step, Trace};
-use crate::record::Ceilings;
+use crate::record::{Bound, Ceilings};
+use crate::roofline::{ArmWork, LeastTime};
 use crate::table::Table;
 use crate::units;
 
@@ -111,8 +113,7 @@ fn step_of(trace: &Trace, start_s: f64) -> Option<&Step> {
     trace.steps.get(after.checked_sub(1)?)
 }
 
-/// A step reads all weights once and does two operations for each weight and token. Keys, values and activations are
-/// left out: the least time is a lower bound.
+/// Holds the least time of the work of a phase against the time it took.
 fn judge(
     trace: &Trace,
     steps: &[&Step],
@@ -120,24 +121,22 @@ fn judge(
     seconds: f64,
     ceilings: Option<&Ceilings>,
 ) -> (Option<Branch>, Option<f64>) {
-    match phase {
-        "forward" => {}
-        // Parts of `forward`, whose own costs the trace does not know.
-        "layer" | "head" => return (None, None),
+    let work = &trace.model.work;
+    let totals = steps.iter().fold(WorkTotals::default(), |sum, step| sum + step.work);
+    let cost = match phase {
+        "forward" => work.cost(&totals),
+        "layer" => work.layers_cost(&totals),
+        "head" => work.head_cost(&totals),
         _ => return (Some(Branch::Launch), None),
-    }
-    let Some(ceilings) = ceilings else { return (None, None) };
-    let Some(peak) = ceilings.peak_gflops_per_s.get("f32") else { return (None, None) };
-    let num_tokens: usize = steps.iter().map(|step| step.num_tokens).sum();
-    let memory_s = (steps.len() as u64 * trace.model.weight_bytes) as f64 / (ceilings.read_gbytes_per_s * 1e9);
-    let compute_s = 2.0 * trace.model.num_parameters as f64 * num_tokens as f64 / (peak * 1e9);
-    let least_s = memory_s.max(compute_s);
-    let branch = match () {
-        () if seconds > FAR_FROM_ROOF * least_s => Branch::Launch,
-        () if memory_s >= compute_s => Branch::Memory,
-        () => Branch::Compute,
     };
-    (Some(branch), Some(least_s / seconds))
+    let Some(ceilings) = ceilings else { return (None, None) };
+    let least = LeastTime::of(&ArmWork { cost, arithmetic: work.arithmetic() }, ceilings);
+    let branch = match least.bound() {
+        _ if seconds > FAR_FROM_ROOF * least.seconds() => Branch::Launch,
+        Bound::Memory => Branch::Memory,
+        Bound::Compute => Branch::Compute,
+    };
+    (Some(branch), Some(least.seconds() / seconds))
 }
 
 /// The rows for people.
