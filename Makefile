@@ -10,7 +10,7 @@ NEXTEST = $(shell cargo nextest --version >/dev/null 2>&1 && echo nextest run ||
 CUDA_ENV = env=$$(scripts/cuda-toolkit.sh target/cuda) && eval "$$env"
 CUDA_BINS = aisp-serve/cuda,aisp/cuda
 
-.PHONY: serve test build lint fetch bench cuda cuda-links test-cuda
+.PHONY: serve test build lint fetch bench sanitize cuda cuda-links test-cuda
 
 serve: build ## serve the built-in model with every optimization
 	target/release/aisp-serve --model $(MODEL) --port $(PORT) --optimizations all
@@ -33,6 +33,10 @@ test: fetch lint cuda-links ## everything: formatting, lints, tests, doc tests, 
 	$(TEST_ENV) cargo $(NEXTEST) --workspace --locked
 	$(TEST_ENV) cargo test --workspace --locked --doc
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --locked --no-deps --quiet
+
+sanitize: ## the kernels' tests under AddressSanitizer, which the stable compiler has but does not offer
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address $(TEST_ENV) cargo test --locked -p aisp-kernels --lib \
+	  --target $$(rustc -vV | sed -n 's/^host: //p')
 
 lint:
 	cargo fmt --all --check

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::LabError;
 use crate::record::{LabRecord, Manifest, Ratio, VariantRecord, Verdict};
+use crate::{LabError, machine};
 
 /// Folder of all devices, unless told otherwise.
 pub const DEFAULT_DIR: &str = "expectations";
@@ -205,7 +205,7 @@ pub fn updated(
         status: Status::Measured,
         workload: lab.workload.fingerprint.clone(),
         commit: manifest.commit.as_ref().map_or("unknown".to_owned(), |commit| format!("{commit}{dirty}")),
-        driver: None,
+        driver: (manifest.device != machine::device()).then(machine::driver).flatten(),
         command: command(manifest),
         date: manifest.date.clone(),
         accepted_regression: accept_regression.filter(|_| worse).map(str::to_owned),
@@ -213,14 +213,19 @@ pub fn updated(
     })
 }
 
-/// The command line without the folder that the binary lies in.
+/// The command line without the folders that the binary and the artifacts lie in.
 fn command(manifest: &Manifest) -> String {
-    let words = manifest.command.iter().enumerate();
-    let word = |(at, word): (usize, &String)| match (at, Path::new(word).file_name()) {
-        (0, Some(name)) => name.to_string_lossy().into_owned(),
-        _ => word.clone(),
-    };
-    words.map(word).collect::<Vec<_>>().join(" ")
+    let mut words = manifest.command.iter();
+    let program = words.next().map(|word| Path::new(word).file_name().unwrap_or_default().to_string_lossy());
+    let mut line = program.unwrap_or_default().into_owned();
+    while let Some(word) = words.next() {
+        if word == "--artifacts" {
+            words.next();
+        } else if !word.starts_with("--artifacts=") {
+            line += &format!(" {word}");
+        }
+    }
+    line
 }
 
 fn expected_arm(variant: &VariantRecord, noise: f64) -> Option<ExpectedArm> {

@@ -75,12 +75,19 @@ pub fn on_device(manifest: Manifest, device: DeviceChoice) -> Result<Manifest, L
     Ok(Manifest { device: device_named(device)?, ..manifest })
 }
 
-/// Name of any device in paths.
+/// Name of any device in paths: a card's model, as `h200`.
 ///
 /// Errors: a device that is not there.
 pub fn device_named(choice: DeviceChoice) -> Result<String, LabError> {
     let name = choice.name().map_err(LabError::Engine)?;
-    Ok(name.map_or_else(device, |name| slug(&format!("gpu {name}"))))
+    Ok(name.map_or_else(device, |name| slug(name.strip_prefix("NVIDIA ").unwrap_or(&name))))
+}
+
+/// Version of the driver of NVIDIA cards, if one is loaded.
+pub fn driver() -> Option<String> {
+    let version = fs::read_to_string("/proc/driver/nvidia/version").ok()?;
+    let numbers = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
+    version.split_whitespace().find(numbers).map(str::to_owned)
 }
 
 /// Threads that tensor operations use: `RAYON_NUM_THREADS`, or all processors.

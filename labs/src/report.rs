@@ -97,9 +97,13 @@ fn memory(arm: &ArmRecord) -> String {
     format!("{:.1} MiB", arm.memory.deciding_bytes() as f64 / f64::from(1 << 20))
 }
 
+/// Beyond this an arm's own memory is smaller than what is beside it, and the factor says nothing.
+const MOST_SAVINGS: f64 = 1000.0;
+
 /// Memory is mentioned when it differs.
 fn savings(variant: &VariantRecord) -> String {
     match variant.memory_savings {
+        Some(savings) if savings > MOST_SAVINGS => ", memory next to none".to_owned(),
         Some(savings) if savings > 1.02 => format!(", memory x{savings:.2} smaller"),
         Some(savings) if savings < 0.98 => format!(", memory x{:.2} larger", 1.0 / savings),
         _ => String::new(),

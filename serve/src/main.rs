@@ -31,10 +31,23 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("aisp-serve: {error:#}");
+            eprintln!("aisp-serve: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes, but for those that the text before them says already.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line += &format!(": {cause}");
+        }
+    }
+    line
 }
 
 async fn run(args: Args) -> Result<()> {

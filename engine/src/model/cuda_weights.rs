@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use aisp_kernels::cuda::{DeviceBuffer, DeviceWeight, Gpu, WeightFormat};
+use aisp_kernels::cuda::{DeviceBuffer, DeviceWeight, Gpu, Staging, WeightFormat};
 use aisp_kernels::linear::StoredTensor;
 use candle_core::DType;
 use candle_core::quantized::GgmlDType;
@@ -21,6 +21,7 @@ const VECTORS: (&str, &str) = ("norms and biases", "the model");
 pub(super) struct CudaTake<'a> {
     pub gpu: &'a Arc<Gpu>,
     pub weights: &'a mut Weights,
+    pub staging: Staging,
     /// What dense projections become.
     pub format: WeightFormat,
     pub packed: PackedWeights,
@@ -88,12 +89,12 @@ impl CudaTake<'_> {
                 .zip(&bytes)
                 .map(|((&(_, ggml_type), (rows, _)), bytes)| (ggml_type, *rows, bytes.as_ref()))
                 .collect();
-            return Ok(DeviceWeight::gguf(self.gpu, format, k, &parts)?);
+            return Ok(DeviceWeight::gguf(self.gpu, &mut self.staging, format, k, &parts)?);
         }
-        let values: Vec<Vec<bf16>> =
-            weights.into_iter().map(|(_, weight)| bf16_values(weight)).collect::<candle_core::Result<_>>()?;
-        let slices: Vec<&[bf16]> = values.iter().map(Vec::as_slice).collect();
-        Ok(DeviceWeight::bf16(self.gpu, n, k, &slices)?)
+        let values: Vec<Cow<'_, [u8]>> =
+            weights.iter().map(|(_, weight)| bf16_bytes(weight)).collect::<candle_core::Result<_>>()?;
+        let slices: Vec<&[u8]> = values.iter().map(AsRef::as_ref).collect();
+        Ok(DeviceWeight::bf16(self.gpu, &mut self.staging, n, k, &slices)?)
     }
 
     /// Rows, seed and deviation of each part, if all are still to be drawn.
@@ -122,11 +123,13 @@ fn gguf_bytes(weight: &Weight) -> candle_core::Result<Cow<'_, [u8]>> {
     }
 }
 
-fn bf16_values(weight: Weight) -> candle_core::Result<Vec<bf16>> {
-    if let Weight::Mapped(tensor) = &weight
+/// Values as bf16, low byte first; straight out of the file where they are bf16 already.
+fn bf16_bytes(weight: &Weight) -> candle_core::Result<Cow<'_, [u8]>> {
+    if let Weight::Mapped(tensor) = weight
         && let StoredTensor { bytes, dtype: GgmlDType::BF16, .. } = tensor.stored()
     {
-        return Ok(bytes.as_chunks().0.iter().map(|pair| bf16::from_le_bytes(*pair)).collect());
+        return Ok(Cow::Borrowed(bytes));
     }
-    weight.into_tensor()?.to_dtype(DType::BF16)?.flatten_all()?.to_vec1()
+    let values: Vec<bf16> = weight.clone().into_tensor()?.to_dtype(DType::BF16)?.flatten_all()?.to_vec1()?;
+    Ok(Cow::Owned(bytemuck::cast_slice(&values).to_vec()))
 }

@@ -15,6 +15,7 @@ mod libraries;
 mod ops;
 mod probe;
 mod sampling;
+mod staging;
 mod weight;
 
 pub use buffer::{DeviceBuffer, DeviceSlice, PinnedBuffer};
@@ -30,4 +31,5 @@ pub use ops::{
 };
 pub use probe::probe;
 pub use sampling::{DrawTables, NO_TOKEN, argmax_workspace_bytes};
+pub use staging::Staging;
 pub use weight::{DeviceWeight, WeightFormat};

@@ -12,6 +12,7 @@ use super::buffer::DeviceBuffer;
 use super::error::CudaError;
 use super::ffi;
 use super::gpu::{Gpu, check};
+use super::staging::Staging;
 use crate::Arithmetic;
 use crate::linear::LinearWork;
 
@@ -87,15 +88,14 @@ impl DeviceWeight {
         })
     }
 
-    /// Stacks matrices of bf16 values, row-major, each with the same `k`.
+    /// Stacks matrices of bf16 values, row-major, each with the same `k`; given as bytes, low byte first.
     ///
     /// Errors: out of memory; rows that do not fill `[n, k]`.
-    pub fn bf16(gpu: &Arc<Gpu>, n: usize, k: usize, parts: &[&[bf16]]) -> Result<Self, CudaError> {
+    pub fn bf16(gpu: &Arc<Gpu>, staging: &mut Staging, n: usize, k: usize, parts: &[&[u8]]) -> Result<Self, CudaError> {
         let weight = Self::empty(gpu, WeightFormat::Bf16, n, k)?;
         let mut start = 0;
-        for part in parts {
-            let bytes: &[u8] = bytemuck::cast_slice(part);
-            weight.data.upload(start, bytes)?;
+        for bytes in parts {
+            staging.upload(&weight.data, start, bytes)?;
             start += bytes.len();
         }
         match start / size_of::<bf16>() {
@@ -111,6 +111,7 @@ impl DeviceWeight {
     /// Errors: out of memory; bytes that are not whole rows.
     pub fn gguf(
         gpu: &Arc<Gpu>,
+        staging: &mut Staging,
         format: WeightFormat,
         k: usize,
         parts: &[(i32, usize, &[u8])],
@@ -123,8 +124,8 @@ impl DeviceWeight {
             pack(ggml_type, start..start + rows, k, blocks, &mut data, &mut scales)?;
             start += rows;
         }
-        weight.data.upload(0, &data)?;
-        weight.scales.upload(0, &scales)?;
+        staging.upload(&weight.data, 0, &data)?;
+        staging.upload(&weight.scales, 0, &scales)?;
         Ok(weight)
     }
 

@@ -19,19 +19,31 @@ impl SwitchLab {
     /// The switch without and with it.
     fn arms(self, device: DeviceKind) -> Vec<EngineArm> {
         let spec = self.0.spec();
+        // A full sort for each drawn token would take longer than the model.
         let kernels: &[Optimization] = match (self.0, spec.slot, device) {
             // What the others' kernels require is measured without them.
             (Optimization::PagedKv, _, DeviceKind::Cpu) => {
-                &[Optimization::ContinuousBatching, Optimization::FastLinear]
+                &[Optimization::ContinuousBatching, Optimization::FastLinear, Optimization::FastSampler]
             }
-            (Optimization::PagedKv, _, DeviceKind::Cuda) => &[Optimization::ContinuousBatching],
+            (Optimization::PagedKv, _, DeviceKind::Cuda) => {
+                &[Optimization::ContinuousBatching, Optimization::FastSampler]
+            }
             (_, Slot::Scheduler | Slot::Prefill | Slot::PrefixReuse | Slot::Sampler, DeviceKind::Cpu) => {
                 &[Optimization::FusedOps, Optimization::PinnedPool, Optimization::FastSampler]
             }
-            (_, Slot::Scheduler | Slot::Prefill | Slot::PrefixReuse | Slot::Sampler, DeviceKind::Cuda) => {
-                &[Optimization::FusedOps, Optimization::CudaGraphs, Optimization::FastSampler]
-            }
-            (_, _, _) => &[],
+            (
+                _,
+                Slot::Scheduler
+                | Slot::Prefill
+                | Slot::PrefixReuse
+                | Slot::Sampler
+                | Slot::KvType
+                | Slot::WeightType
+                | Slot::Products
+                | Slot::StepLoop,
+                DeviceKind::Cuda,
+            ) => &[Optimization::FusedOps, Optimization::CudaGraphs, Optimization::FastSampler],
+            (_, _, _) => &[Optimization::FastSampler],
         };
         let with = Selection::closed_on(device, kernels.iter().copied().chain([self.0]));
         let without = with.without(self.0);

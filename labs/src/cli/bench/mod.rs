@@ -17,7 +17,7 @@ mod whatif;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use aisp_engine::{DeviceChoice, EngineError};
+use aisp_engine::{DeviceChoice, DeviceKind, EngineError};
 use clap::{Args, Subcommand};
 
 use crate::lab::LabContext;
@@ -62,14 +62,18 @@ pub struct Folders {
     pub artifacts: PathBuf,
 }
 
+/// What a GPU is measured with unless told otherwise: large enough to be bound by the card.
+const GPU_MODEL: &str = "dummy:llama-3.2-1b";
+
 /// What is run, and with what.
 #[derive(Debug, Args)]
 pub struct Targets {
     /// Labs: ids, areas such as ch01, or all
     #[arg(long, value_name = "TARGET,..", value_delimiter = ',', default_value = "all")]
     pub targets: Vec<String>,
-    /// The model of labs that need one: built-in name, folder, .gguf file, hub id or dummy:SHAPE
-    #[arg(long, default_value = "")]
+    /// The model of labs that need one: built-in name, folder, .gguf file, hub id or dummy:SHAPE [default: story-12m;
+    /// on a GPU, which it does not fill, dummy:llama-3.2-1b]
+    #[arg(long, default_value = "", hide_default_value = true)]
     pub model: String,
     /// Where engines run: cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
@@ -87,7 +91,11 @@ pub struct Targets {
 /// Errors: a model that does not exist.
 fn context(targets: &Targets) -> Result<LabContext, LabError> {
     let (server, device) = (targets.server.clone(), targets.device);
-    Ok(LabContext { server, device, ..parsed_context(&targets.model, targets.seed)? })
+    let model = match (targets.model.as_str(), device.kind()) {
+        ("", DeviceKind::Cuda) => GPU_MODEL,
+        (model, _) => model,
+    };
+    Ok(LabContext { server, device, ..parsed_context(model, targets.seed)? })
 }
 
 /// A context that Ctrl-C ends.
