@@ -11,6 +11,7 @@ use crate::components::Engagement;
 use crate::kv_cache::{KvCacheManager, KvUsage};
 use crate::model::{ModelWork, WorkTotals};
 use crate::optimizations::{Exactness, Optimization, Selection};
+use crate::plan::StepLoopKind;
 use crate::request::{Request, RequestError, RequestId, RequestOutput, SamplingParams, TokenId};
 use crate::runner::{DeviceIdle, Logits, ModelRunner};
 use crate::sampler::Sampler;
@@ -171,7 +172,7 @@ impl Engine {
 
     /// Joins parts; for runners other than the built-in model's.
     pub fn from_parts(mut parts: EngineParts) -> Self {
-        let overlaps = parts.selection.contains(Optimization::OverlappedScheduling);
+        let overlaps = parts.selection.plan().step_loop == StepLoopKind::Overlapped;
         let overlaps = overlaps && parts.runner.overlapped().is_some();
         Self {
             info: parts.info,

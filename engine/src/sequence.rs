@@ -32,7 +32,7 @@ pub struct Sequence {
     pub prompt_logprobs: Option<Vec<TokenLogprobs>>,
     /// Other answers to the same prompt, which go their own ways once it is computed.
     pub forks: Vec<Sequence>,
-    /// Tokens that the step under way computes.
+    /// Tokens that the step computes that was scheduled last.
     pub num_scheduled_tokens: usize,
     /// Tokens that steps under way choose: they follow `tokens`, and only the device knows them yet.
     pub num_pending_tokens: usize,

@@ -240,6 +240,41 @@ fn overlapped_steps_give_the_same_tokens() {
     }
 }
 
+/// A prompt longer than a step's bound is computed in parts; the tokens that running answers wait for survive them.
+#[test]
+#[ignore = "needs an NVIDIA GPU: make test-cuda"]
+fn a_long_prompt_beside_pending_tokens_is_no_danger() {
+    let base = [Optimization::ContinuousBatching, Optimization::FastSampler];
+    let prompts = prompts(6);
+    let serve = |switches: &[Optimization]| {
+        let mut engine = builder(&with(switches)).max_num_batched_tokens(64).build().unwrap();
+        let mut answers: BTreeMap<u64, Vec<TokenId>> = BTreeMap::new();
+        for at in 0..30 {
+            if at == 0 || at == 9 {
+                for prompt in &prompts {
+                    engine.add_request(Request::new(prompt[..2].to_vec(), SamplingParams::greedy(24))).unwrap();
+                }
+                // It goes first, in parts, and asks for the probabilities of its own tokens.
+                let params = SamplingParams { prompt_logprobs: Some(0), ..SamplingParams::greedy(4) };
+                let long = prompts.iter().flatten().copied().cycle().take(130).collect();
+                engine.add_request(Request { priority: -1, ..Request::new(long, params) }).unwrap();
+            }
+            for output in engine.step().unwrap() {
+                answers.entry(output.id.0).or_default().extend(output.tokens.iter().map(|token| token.id));
+            }
+        }
+        answers
+    };
+    let ahead = serve(&[base[0], base[1], Optimization::OverlappedScheduling]);
+    let plain = serve(&base);
+    let same = |(id, answer): (&u64, &Vec<TokenId>)| {
+        let common = answer.len().min(ahead[id].len());
+        assert!(common >= 8, "request {id} has {common} tokens");
+        assert_eq!(answer[..common], ahead[id][..common], "request {id}");
+    };
+    plain.iter().filter(|(_, answer)| answer.len() > 9).for_each(same);
+}
+
 /// What was computed as answers is computed again as prompt, by another kernel: the same to rounding, so tokens agree
 /// where the model is sure.
 #[test]

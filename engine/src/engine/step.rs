@@ -49,6 +49,10 @@ impl Engine {
                 None => Ok(()),
             })?;
         }
+        if !step.batch.sequences.iter().any(|scheduled| self.scheduler.find_running(scheduled).is_some()) {
+            // All of it ended before this step: it was for nothing, and may have waited for long.
+            return Ok(outputs);
+        }
         debug_span!("sample").in_scope(|| self.update(&step, &mut outputs))?;
         self.work = self.work + WorkTotals::of(&step.input, self.info.work.sliding_window);
         let now = (self.clock)();
@@ -77,7 +81,7 @@ impl Engine {
         let mut keeps_choices = false;
         match self.runner.overlapped().filter(|_| self.overlaps) {
             Some(runner) => {
-                runner.submit(&input, &mut self.engagement)?;
+                debug_span!("forward").in_scope(|| runner.submit(&input, &mut self.engagement))?;
                 keeps_choices = runner.keeps_choices(&input);
             }
             None => debug_span!("forward")

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aisp_kernels::cuda::{
-    CudaKv, DeviceBuffer, Event, Gpu, Graph, LINEAR_MAX_ROWS, PinnedBuffer, argmax_workspace_bytes,
+    CudaKv, DeviceBuffer, Event, Gpu, Graph, LINEAR_MAX_ROWS, MAX_DRAWN_VOCAB, PinnedBuffer, argmax_workspace_bytes,
 };
 
 use super::cuda_tables::{StepShape, StepTables, rows_bucket};
@@ -42,7 +42,7 @@ impl CudaLimits {
 
     /// Sequences that steps come to, padding included.
     pub fn max_sequences(&self) -> usize {
-        rows_bucket(self.max_num_seqs.min(self.max_num_tokens))
+        rows_bucket(self.max_num_seqs)
     }
 
     /// Rows of logits that are there at once.
@@ -98,8 +98,8 @@ struct Turn {
 impl Turn {
     fn new(gpu: &Arc<Gpu>, num_values: usize, num_rows: usize) -> Result<Self, EngineError> {
         Ok(Self {
-            staging: PinnedBuffer::zeroed(gpu, num_values)?,
-            tokens: PinnedBuffer::zeroed(gpu, num_rows)?,
+            staging: PinnedBuffer::zeroed(gpu, num_values, TABLES)?,
+            tokens: PinnedBuffer::zeroed(gpu, num_rows, LOGITS)?,
             begin: Event::new(gpu)?,
             end: Event::new(gpu)?,
             is_decode: false,
@@ -133,7 +133,7 @@ impl CudaRunner {
             workspace,
             limits,
             execution: plan.execution,
-            draws: plan.sampler == SamplerKind::Candidates,
+            draws: plan.sampler == SamplerKind::Candidates && vocab_size <= MAX_DRAWN_VOCAB,
             optimizations,
             order: StepTables::default(),
             tables: DeviceBuffer::zeroed(&gpu, most, TABLES)?,
@@ -141,7 +141,7 @@ impl CudaRunner {
             logits,
             tokens: DeviceBuffer::zeroed(&gpu, rows, LOGITS)?,
             argmax: DeviceBuffer::zeroed(&gpu, argmax_workspace_bytes(rows), LOGITS)?,
-            host_logits: PinnedBuffer::zeroed(&gpu, LINEAR_MAX_ROWS * vocab_size)?,
+            host_logits: PinnedBuffer::zeroed(&gpu, LINEAR_MAX_ROWS * vocab_size, LOGITS)?,
             turns: [Turn::new(&gpu, most, rows)?, Turn::new(&gpu, most, rows)?],
             num_submitted: 0,
             num_collected: 0,
@@ -350,6 +350,13 @@ impl CudaRunner {
         engagement: &mut Engagement,
     ) -> Result<(), EngineError> {
         let (num_rows, most) = (input.token_ids.len(), self.limits.max_rows());
+        let known;
+        let input = if num_rows > most && !input.pending.is_empty() {
+            known = self.with_known_tokens(turn, input)?;
+            &known
+        } else {
+            input
+        };
         let mut done = 0;
         for start in (0..num_rows).step_by(most) {
             let part = if num_rows <= most { None } else { Some(input.part(start..(start + most).min(num_rows))) };
@@ -360,6 +367,18 @@ impl CudaRunner {
         }
         (self.turns[turn].num_chosen, self.turns[turn].is_decode) = (None, false);
         Ok(())
+    }
+
+    /// A step whose tokens the host knows all, once the one before has ended: of several parts, each overwrites what the
+    /// device picked before.
+    fn with_known_tokens(&self, turn: usize, input: &StepInput) -> Result<StepInput, EngineError> {
+        let before = &self.turns[1 - turn];
+        before.end.wait()?;
+        let mut known = input.clone();
+        for pending in std::mem::take(&mut known.pending) {
+            known.token_ids[pending.row] = before.tokens.values()[pending.choice] as u32;
+        }
+        Ok(known)
     }
 
     /// Puts rows that fit into the workspace on the stream.

@@ -91,8 +91,8 @@ impl SequenceInput {
 }
 
 impl StepInput {
-    /// Lays out a scheduled batch for a runner that draws tokens or does not. Sequences without a place in the cache are left out; the scheduler reserved one for
-    /// each.
+    /// Lays out a scheduled batch for a runner that draws tokens or does not. Sequences without a place in the cache are
+    /// left out; the scheduler reserved one for each.
     pub fn prepare(batch: &Batch, running: &[Sequence], kv: &mut dyn KvCacheManager, draws: bool) -> Self {
         let mut input = Self {
             token_ids: Vec::with_capacity(batch.num_tokens),
@@ -129,7 +129,11 @@ impl StepInput {
                 query_start: start,
                 placement: placement.clone(),
                 logits: first_logit..input.logit_rows.len(),
-                choice: sequence.choice(draws),
+                choice: match first_logit == input.logit_rows.len() {
+                    // A part of a prompt brings no token.
+                    true => TokenChoice::MostLikely,
+                    false => sequence.choice(draws),
+                },
             });
         }
         input

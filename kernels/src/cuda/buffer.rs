@@ -165,13 +165,13 @@ unsafe impl<T: Pod> Send for PinnedBuffer<T> {}
 impl<T: Pod> PinnedBuffer<T> {
     /// Room for `len` values, zeroed.
     ///
-    /// Errors: the system refuses pinned memory.
-    pub fn zeroed(gpu: &Arc<Gpu>, len: usize) -> Result<Self, CudaError> {
+    /// Errors: the system refuses pinned memory; with the flag of `purpose`.
+    pub fn zeroed(gpu: &Arc<Gpu>, len: usize, purpose: Purpose) -> Result<Self, CudaError> {
         let bytes = (len * size_of::<T>()).max(16);
         let mut ptr = std::ptr::null_mut();
         // SAFETY: `ptr` is a place for the result.
         let code = unsafe { ffi::aisp_malloc_host(&mut ptr, bytes) };
-        check_allocation(gpu, "pinned host memory", "--max-num-batched-tokens", bytes, code)?;
+        check_allocation(gpu, purpose.0, purpose.1, bytes, code)?;
         // SAFETY: the allocation has this many bytes, and zeros are a value of `T`.
         unsafe { ptr.cast::<u8>().write_bytes(0, bytes) };
         Ok(Self { gpu: gpu.clone(), ptr: ptr.cast(), len })

@@ -325,8 +325,6 @@ unsafe extern "C" {
         num_pairs: i32,
         stream: Stream,
     ) -> c_int;
-    pub fn aisp_kv_row_bytes(kv_format: i32, head_dim: i32) -> usize;
-    pub fn aisp_kv_scale_bytes(kv_format: i32, head_dim: i32) -> usize;
     pub fn aisp_argmax_workspace_bytes(max_rows: i32) -> usize;
     pub fn aisp_sample(
         ctx: *const Ctx,

@@ -30,6 +30,6 @@ pub use ops::{
     RopeNorms, Rows, decode_workspace_bytes,
 };
 pub use probe::probe;
-pub use sampling::{DrawTables, NO_TOKEN, argmax_workspace_bytes};
+pub use sampling::{DrawTables, MAX_DRAWN_VOCAB, argmax_workspace_bytes};
 pub use staging::Staging;
 pub use weight::{DeviceWeight, WeightFormat};

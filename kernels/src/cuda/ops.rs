@@ -229,9 +229,9 @@ impl Gpu {
         check(OP, unsafe { ffi::aisp_linear(self.ctx(), &weight.raw(), &args, self.stream()) })
     }
 
-    /// Rows of a table, as the residual, with the first norm prepared.
+    /// Rows of a table, as the residual, with the first norm prepared. A token of -1 - i stands for `choices[i]`.
     ///
-    /// Shapes: `token_ids [num_tokens]`, `residual [num_tokens, hidden_size]`.
+    /// Shapes: `token_ids [num_tokens]`, `choices [num_choices]`, `residual [num_tokens, hidden_size]`.
     /// Errors: operands that are too small; a failed launch.
     pub fn embedding(
         &self,

@@ -85,7 +85,7 @@ fn memory(gpu: &Arc<Gpu>, kind: ProbeKind) -> Result<ProbeRow, CudaError> {
 }
 
 fn link(gpu: &Arc<Gpu>, kind: ProbeKind) -> Result<ProbeRow, CudaError> {
-    let mut host = PinnedBuffer::<u8>::zeroed(gpu, LINK_BYTES)?;
+    let mut host = PinnedBuffer::<u8>::zeroed(gpu, LINK_BYTES, PURPOSE)?;
     let device = DeviceBuffer::<u8>::zeroed(gpu, LINK_BYTES, PURPOSE)?;
     let seconds = rounds(gpu, || match kind {
         ProbeKind::HostToDevice => host.copy_to(device.all(), LINK_BYTES),

@@ -6,8 +6,8 @@ use super::error::CudaError;
 use super::ffi;
 use super::gpu::{Gpu, check};
 
-/// What a row with a logit that is not a number comes to.
-pub const NO_TOKEN: i32 = i32::MAX;
+/// Largest vocabulary that [`Gpu::sample`] draws from.
+pub const MAX_DRAWN_VOCAB: usize = 1 << 20;
 
 /// How rows are drawn, `[num_rows]` each; f32 and f64 values by their bits.
 #[derive(Debug, Clone, Copy)]
@@ -44,7 +44,7 @@ pub fn argmax_workspace_bytes(max_rows: usize) -> usize {
 }
 
 impl Gpu {
-    /// The most likely token of each row, the lowest id among equals; [`NO_TOKEN`] where a logit is not a number.
+    /// The most likely token of each row, the lowest id among equals; `i32::MAX` where a logit is not a number.
     ///
     /// Shapes: `logits [num_rows, vocab_size]`, `token_ids [num_rows]`.
     /// Errors: operands that are too small; a failed launch.
@@ -68,11 +68,11 @@ impl Gpu {
         check(OP, code)
     }
 
-    /// A token of each row by temperature, top-k, top-p and min-p; [`NO_TOKEN`] where a logit is not a number. Weights of
+    /// A token of each row by temperature, top-k, top-p and min-p; `i32::MAX` where a logit is not a number. Weights of
     /// tokens are exact to 2^-40 of the most likely one's.
     ///
     /// Shapes: `logits [num_rows, vocab_size]`, `token_ids [num_rows]`.
-    /// Errors: operands that are too small; a vocabulary of over 2^20 tokens; a failed launch.
+    /// Errors: operands that are too small; a vocabulary larger than [`MAX_DRAWN_VOCAB`]; a failed launch.
     pub fn sample(
         &self,
         logits: DeviceSlice<'_, f32>,

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::buffer::{DeviceBuffer, PinnedBuffer};
+use super::buffer::{DeviceBuffer, PinnedBuffer, Purpose};
 use super::error::CudaError;
 use super::gpu::{Event, Gpu};
 
 /// Bytes of a half: long enough to hide a launch, short enough to be filled while the other one is under way.
 const HALF_BYTES: usize = 32 << 20;
+
+const STAGING: Purpose = ("the way of weights to the device", "what else the host holds");
 
 /// Bytes that a thread copies at a time.
 const PIECE_BYTES: usize = 1 << 20;
@@ -32,7 +34,7 @@ struct Half {
 
 impl Half {
     fn new(gpu: &Arc<Gpu>) -> Result<Self, CudaError> {
-        Ok(Self { bytes: PinnedBuffer::zeroed(gpu, HALF_BYTES)?, copied: Event::new(gpu)? })
+        Ok(Self { bytes: PinnedBuffer::zeroed(gpu, HALF_BYTES, STAGING)?, copied: Event::new(gpu)? })
     }
 }
 

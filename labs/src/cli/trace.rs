@@ -59,9 +59,10 @@ impl TraceArgs {
         let ceilings = artifacts::read_ceilings(&self.folders.artifacts, &machine::device_named(self.device)?)?;
         print_line(&table(&phases(&trace, ceilings.as_ref())).to_string())?;
         if ceilings.is_none() {
-            print_line(
-                "no ceilings of this device: `aisp tools probe-hw --device` measures them, then forward has its branch",
-            )?;
+            print_line(&format!(
+                "no ceilings of this device: `aisp tools probe-hw --device {}` measures them, then forward has its branch",
+                self.device
+            ))?;
         }
         artifacts::write_json(&self.output, &trace.to_chrome_json())?;
         let stopped = if context.stop.is_requested() { ", stopped early" } else { "" };
