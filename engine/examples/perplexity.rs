@@ -1,16 +1,17 @@
 //! Perplexity of a text as `llama-perplexity -c 512` computes it: windows of 512 tokens, the second half of each scored.
-//! `cargo run --release --example perplexity -- TEXT_FILE [MODEL]`
+//! `cargo run --release --example perplexity -- TEXT_FILE [MODEL [OPTIMIZATIONS]]`
 
-use aisp_engine::{Engine, ModelSource, Request, SamplingParams};
+use aisp_engine::{DeviceKind, Engine, ModelSource, Request, SamplingParams, Selection};
 
 const WINDOW: usize = 512;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
-    let text = std::fs::read_to_string(args.next().ok_or("usage: perplexity TEXT_FILE [MODEL]")?)?;
+    let text = std::fs::read_to_string(args.next().ok_or("usage: perplexity TEXT_FILE [MODEL [OPTIMIZATIONS]]")?)?;
     let model: ModelSource = args.next().unwrap_or_default().parse()?;
 
-    let mut engine = Engine::builder().model(model).max_model_len(Some(WINDOW + 1)).build()?;
+    let selection = Selection::parse_on(&args.next().unwrap_or("none".into()), DeviceKind::Cpu)?;
+    let mut engine = Engine::builder().model(model).optimizations(selection).max_model_len(Some(WINDOW + 1)).build()?;
     let tokenizer = engine.tokenizer().ok_or("this model has no tokenizer")?;
     let tokens = tokenizer.encode(&text, true)?;
     let params = SamplingParams { prompt_logprobs: Some(0), ..SamplingParams::greedy(1) };

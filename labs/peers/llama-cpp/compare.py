@@ -122,7 +122,7 @@ def compare_prompt(ours_port, theirs_port, prompt):
 
 def compare_perplexity(peer_bin, model, text):
     ours = subprocess.run(
-        [ROOT / "target/release/examples/perplexity", text, model], capture_output=True, text=True, check=True
+        [ROOT / "target/release/examples/perplexity", text, model, "all,-kv-fp8,kv-f16"], capture_output=True, text=True, check=True
     ).stdout.split()
     log = subprocess.run(
         [peer_bin / "llama-perplexity", "-m", model, "-f", text, "-c", "512", "-t", "1"],
