@@ -110,15 +110,19 @@ fn kv_buffer(plan: &Plan, config: &ModelConfig, num_slots: usize) -> Result<KvBu
     Ok(KvBuffer::new(shape, kv_type)?)
 }
 
-/// The optimizations that attention over blocks stands for.
-pub(crate) fn kv_optimizations(plan: &Plan) -> Vec<Optimization> {
-    let kv_type = match plan.kv_type {
+/// The optimization that the type of keys and values stands for.
+fn kv_type(plan: &Plan) -> Option<Optimization> {
+    match plan.kv_type {
         KvTypeKind::Model => None,
         KvTypeKind::F16 => Some(Optimization::KvF16),
         KvTypeKind::Fp8 => Some(Optimization::KvFp8),
         KvTypeKind::Fp4 => Some(Optimization::KvFp4),
-    };
-    [Optimization::PagedKv, Optimization::FlashAttention].into_iter().chain(kv_type).collect()
+    }
+}
+
+/// The optimizations that attention over blocks stands for.
+pub(crate) fn kv_optimizations(plan: &Plan) -> Vec<Optimization> {
+    [Optimization::PagedKv, Optimization::FlashAttention].into_iter().chain(kv_type(plan)).collect()
 }
 
 /// What dense weights are packed as, and the optimization that this stands for.
@@ -149,14 +153,9 @@ pub(crate) fn model_optimizations(plan: &Plan, compute: &Compute, packed: &Packe
 /// The optimizations that the runner on the GPU stands for in every step.
 #[cfg(feature = "cuda")]
 pub(crate) fn cuda_optimizations(plan: &Plan, packed: &PackedWeights) -> Vec<Optimization> {
-    let kv_type = match plan.kv_type {
-        KvTypeKind::Model | KvTypeKind::F16 => None,
-        KvTypeKind::Fp8 => Some(Optimization::KvFp8),
-        KvTypeKind::Fp4 => Some(Optimization::KvFp4),
-    };
     [Optimization::PagedKv, Optimization::FlashAttention, Optimization::FastLinear, Optimization::FusedOps]
         .into_iter()
-        .chain(kv_type)
+        .chain(kv_type(plan))
         .chain(weight_type(plan).1.filter(|_| packed.num_converted > 0))
         .collect()
 }

@@ -6,6 +6,8 @@
 #include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
+#include <initializer_list>
+
 #include "aisp_cuda.h"
 
 struct aisp_ctx {
@@ -19,6 +21,17 @@ struct aisp_ctx {
 };
 
 namespace aisp {
+
+// Asks for the shared memory of a list of kernels.
+inline int raise_all(std::initializer_list<int (*)()> raises) {
+  for (auto raise : raises)
+    if (int code = raise()) {
+      // Heads of 256 want more shared memory than small cards have; they are refused at the launch there.
+      if (code != cudaErrorInvalidValue) return code;
+      cudaGetLastError();
+    }
+  return 0;
+}
 
 constexpr uint32_t ALL_LANES = 0xffffffffu;
 

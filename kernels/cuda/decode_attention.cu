@@ -513,14 +513,8 @@ int choose_group(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
 }
 template <int KV>
 int raise_limits() {
-  for (auto raise : {raise_limit<32, KV, 1>, raise_limit<64, KV, 1>, raise_limit<96, KV, 1>, raise_limit<128, KV, 1>, raise_limit<256, KV, 1>,
-                     raise_limit<32, KV, 2>, raise_limit<64, KV, 2>, raise_limit<96, KV, 2>, raise_limit<128, KV, 2>})
-    if (int code = raise()) {
-      // Heads of 256 want more shared memory than small cards have; they are refused at the launch there.
-      if (code != cudaErrorInvalidValue) return code;
-      cudaGetLastError();
-    }
-  return 0;
+  return raise_all({raise_limit<32, KV, 1>, raise_limit<64, KV, 1>, raise_limit<96, KV, 1>, raise_limit<128, KV, 1>, raise_limit<256, KV, 1>,
+                     raise_limit<32, KV, 2>, raise_limit<64, KV, 2>, raise_limit<96, KV, 2>, raise_limit<128, KV, 2>});
 }
 template <int KV>
 int choose_dim(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use aisp_kernels::cuda::{
     CudaKv, DecodeAttention, DeviceBuffer, DeviceSlice, DeviceWeight, Event, Gemm, GemmOutput, GemmScratch, Gpu,
-    LINEAR_MAX_ROWS, LinearInput, LinearOutput, PrefillAttention, Rope, RopeNorms, Rows, Staging, WeightFormat,
+    LINEAR_MAX_ROWS, LinearInput, LinearOutput, PrefillAttention, Rope, RopeNorms, Rows, WeightFormat,
 };
 
 use super::config::ModelConfig;
@@ -94,7 +94,7 @@ impl CudaDecoder {
             WeightKind::Fp8 => WeightFormat::Fp8,
             WeightKind::Fp4 => WeightFormat::Nvfp4,
         };
-        let mut take = CudaTake { gpu, weights, staging: Staging::new(gpu)?, format, packed: PackedWeights::default() };
+        let mut take = CudaTake { gpu, weights, staging: None, format, packed: PackedWeights::default() };
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         // Table and head keep the checkpoint's values: with them in few bits answers lose more than time is won.
         let embedding = take.stored(&[("model.embed_tokens", vocab)], hidden)?;

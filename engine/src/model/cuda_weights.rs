@@ -21,7 +21,8 @@ const VECTORS: (&str, &str) = ("norms and biases", "the model");
 pub(super) struct CudaTake<'a> {
     pub gpu: &'a Arc<Gpu>,
     pub weights: &'a mut Weights,
-    pub staging: Staging,
+    /// There once something is uploaded.
+    pub staging: Option<Staging>,
     /// What dense projections become.
     pub format: WeightFormat,
     pub packed: PackedWeights,
@@ -89,12 +90,20 @@ impl CudaTake<'_> {
                 .zip(&bytes)
                 .map(|((&(_, ggml_type), (rows, _)), bytes)| (ggml_type, *rows, bytes.as_ref()))
                 .collect();
-            return Ok(DeviceWeight::gguf(self.gpu, &mut self.staging, format, k, &parts)?);
+            return Ok(DeviceWeight::gguf(self.gpu, self.staging()?, format, k, &parts)?);
         }
-        let values: Vec<Cow<'_, [u8]>> =
-            weights.iter().map(|(_, weight)| bf16_bytes(weight)).collect::<candle_core::Result<_>>()?;
-        let slices: Vec<&[u8]> = values.iter().map(AsRef::as_ref).collect();
-        Ok(DeviceWeight::bf16(self.gpu, &mut self.staging, n, k, &slices)?)
+        let values: Vec<Cow<'_, [bf16]>> =
+            weights.iter().map(|(_, weight)| bf16_values(weight)).collect::<candle_core::Result<_>>()?;
+        let slices: Vec<&[bf16]> = values.iter().map(AsRef::as_ref).collect();
+        Ok(DeviceWeight::bf16(self.gpu, self.staging()?, n, k, &slices)?)
+    }
+
+    fn staging(&mut self) -> Result<&mut Staging, EngineError> {
+        let staging = match self.staging.take() {
+            Some(staging) => staging,
+            None => Staging::new(self.gpu)?,
+        };
+        Ok(self.staging.insert(staging))
     }
 
     /// Rows, seed and deviation of each part, if all are still to be drawn.
@@ -123,13 +132,16 @@ fn gguf_bytes(weight: &Weight) -> candle_core::Result<Cow<'_, [u8]>> {
     }
 }
 
-/// Values as bf16, low byte first; straight out of the file where they are bf16 already.
-fn bf16_bytes(weight: &Weight) -> candle_core::Result<Cow<'_, [u8]>> {
+/// Values as bf16; straight out of the file where they are bf16 already.
+fn bf16_values(weight: &Weight) -> candle_core::Result<Cow<'_, [bf16]>> {
     if let Weight::Mapped(tensor) = weight
         && let StoredTensor { bytes, dtype: GgmlDType::BF16, .. } = tensor.stored()
     {
-        return Ok(Cow::Borrowed(bytes));
+        // A file may begin its values at an odd byte.
+        return Ok(match bytemuck::try_cast_slice(bytes) {
+            Ok(values) => Cow::Borrowed(values),
+            Err(_) => bytes.as_chunks().0.iter().map(|pair| bf16::from_le_bytes(*pair)).collect(),
+        });
     }
-    let values: Vec<bf16> = weight.clone().into_tensor()?.to_dtype(DType::BF16)?.flatten_all()?.to_vec1()?;
-    Ok(Cow::Owned(bytemuck::cast_slice(&values).to_vec()))
+    Ok(Cow::Owned(weight.clone().into_tensor()?.to_dtype(DType::BF16)?.flatten_all()?.to_vec1()?))
 }

@@ -88,13 +88,20 @@ impl DeviceWeight {
         })
     }
 
-    /// Stacks matrices of bf16 values, row-major, each with the same `k`; given as bytes, low byte first.
+    /// Stacks matrices of bf16 values, row-major, each with the same `k`.
     ///
     /// Errors: out of memory; rows that do not fill `[n, k]`.
-    pub fn bf16(gpu: &Arc<Gpu>, staging: &mut Staging, n: usize, k: usize, parts: &[&[u8]]) -> Result<Self, CudaError> {
+    pub fn bf16(
+        gpu: &Arc<Gpu>,
+        staging: &mut Staging,
+        n: usize,
+        k: usize,
+        parts: &[&[bf16]],
+    ) -> Result<Self, CudaError> {
         let weight = Self::empty(gpu, WeightFormat::Bf16, n, k)?;
         let mut start = 0;
-        for bytes in parts {
+        for part in parts {
+            let bytes: &[u8] = bytemuck::cast_slice(part);
             staging.upload(&weight.data, start, bytes)?;
             start += bytes.len();
         }
