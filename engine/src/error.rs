@@ -72,3 +72,16 @@ pub enum EngineError {
     #[error("the step failed: {0}")]
     Runner(String),
 }
+
+impl EngineError {
+    /// Whether a device had no memory left for a step; a smaller one may fit.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(error) => error.is_out_of_memory(),
+            // candle keeps what the driver said as text alone.
+            Self::Candle(error) => error.to_string().contains("OUT_OF_MEMORY"),
+            _ => false,
+        }
+    }
+}

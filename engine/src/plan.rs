@@ -21,7 +21,9 @@ pub struct Plan {
     pub weights: WeightKind,
     /// How the small ops between them are computed.
     pub pointwise: PointwiseKind,
-    /// How products of many rows are computed on a GPU.
+    /// How own products of many rows are computed on a GPU.
+    pub wide_products: WideProductsKind,
+    /// Who computes products of many rows on a GPU.
     pub products: ProductsKind,
     /// How the ops of a step are started.
     pub execution: ExecutionKind,
@@ -47,6 +49,7 @@ impl Plan {
         linear: LinearKind::Candle,
         weights: WeightKind::Checkpoint,
         pointwise: PointwiseKind::Composed,
+        wide_products: WideProductsKind::FewRows,
         products: ProductsKind::Own,
         execution: ExecutionKind::Eager,
         step_loop: StepLoopKind::Synchronous,
@@ -156,10 +159,19 @@ pub enum LoadingKind {
     Mapped,
 }
 
+/// Choices of the slot of wide products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WideProductsKind {
+    /// A few rows at a time.
+    FewRows,
+    /// All rows at once, by `wgmma`.
+    Wgmma,
+}
+
 /// Choices of the slot of large products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ProductsKind {
-    /// Own kernels, a few rows at a time.
+    /// Own kernels.
     Own,
     /// cuBLASLt.
     Library,

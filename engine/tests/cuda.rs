@@ -64,6 +64,7 @@ fn own_kernels_are_closer_to_exact_than_the_baseline_in_their_type() {
             ("own, rows of 64", 64, with(&[chunks])),
             ("own, one row", 1, with(&[chunks])),
             ("own, graphs, one row", 1, with(&[chunks, Optimization::CudaGraphs])),
+            ("own, wgmma", 512, with(&[chunks, Optimization::WgmmaLinear])),
             ("own, cuBLASLt", 512, with(&[chunks, Optimization::LibraryGemm])),
         ] {
             let run = Run { max_num_batched_tokens, ..on_gpu(model) };
@@ -86,9 +87,12 @@ fn fewer_bits_keep_their_bounds() {
         Optimization::WeightsFp8,
         Optimization::WeightsFp4,
     ] {
-        let measured = report(switch.name(), PLAIN, distance(&exact, &on_gpu(PLAIN).forced(&with(&[switch]))));
         let bound = switch.bound_on(DeviceKind::Cuda).unwrap();
-        assert!(measured.within(bound), "{}: {measured:?} is beyond {bound:?}", switch.name());
+        for (max_num_batched_tokens, switches) in [(64, &[switch][..]), (512, &[switch, Optimization::WgmmaLinear])] {
+            let run = Run { max_num_batched_tokens, ..on_gpu(PLAIN) };
+            let measured = report(switch.name(), PLAIN, distance(&exact, &run.forced(&with(switches))));
+            assert!(measured.within(bound), "{}: {measured:?} is beyond {bound:?}", switch.name());
+        }
     }
 }
 

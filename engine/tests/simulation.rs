@@ -362,6 +362,24 @@ fn fails_at_any_step(overlapped: bool) {
 }
 
 #[test]
+fn sequences_give_way_where_a_device_has_no_memory() {
+    let start = Instant::now();
+    let paged = Config { paged: true, continuous: true, ..Config::ROOMY };
+    let tight = Config { fault: Some(MockFault::OutOfMemoryAbove(2)), ..paged };
+    let mut num_preemptions = 0;
+    for seed in 0..20 {
+        let load = draw_load(&mut ChaCha8Rng::seed_from_u64(seed), start);
+        let outcome = run(tight, &load, start);
+        assert!(!outcome.failed && agree(&run(paged, &load, start), &outcome), "seed {seed}");
+        num_preemptions += outcome.num_preemptions;
+    }
+    assert!(num_preemptions > 20, "{num_preemptions} preemptions");
+    // One that runs alone has nobody to give way, and the engine says so.
+    let none = Config { fault: Some(MockFault::OutOfMemoryAbove(0)), ..paged };
+    assert!(run(none, &draw_load(&mut ChaCha8Rng::seed_from_u64(0), start), start).failed);
+}
+
+#[test]
 fn a_lost_copy_changes_answers() {
     let start = Instant::now();
     let differs = |seed| {

@@ -97,7 +97,7 @@ int aisp_graph_destroy(aisp_graph graph);
 typedef enum {
   AISP_BF16 = 0,  // bf16 [N, K], natural order (cuBLASLt reads the same bytes)
   AISP_F32 = 1,   // only for activations and outputs
-  AISP_FP8 = 2,   // e4m3 [N, K], natural order; `scales` f32 [N]: w = code * scale[n]
+  AISP_FP8 = 2,   // e4m3 [N, K]; `scales` f32 [N]: w = code * scale[n]
   AISP_W8G32 = 3, // int8 codes, `scales` f16 [N, K32]: w = code * scale[n, k / 32] (GGUF Q8_0 exactly)
   AISP_W4G32 = 4, // codes 0..15, `scales` f16 pairs (scale, min) [N, K32, 2]: w = code * scale + min.
                   // Q4_0: min = -8 scale. Q4_1: as is. Q4_K: scale = d sc, min = -dmin m, rounded to f16.
@@ -121,10 +121,11 @@ size_t aisp_weight_scales_bytes(int32_t format, int32_t n, int32_t k);
 
 // Host-side packing of rows [n_begin, n_end) (rows are independent: call it from several threads, or row by row).
 // `dst_data`, `dst_scales` are the host images of the whole device buffers. Natural inputs, row-major over all rows:
+//   FP8:   codes e4m3 [N, K], scales f32 [N]
 //   W8G32: codes int8 [N, K], scales f16 [N, K/32]
 //   W4G32: codes uint8 [N, K] one code a byte, scale_min f16 [N, K/32, 2]
 //   NVFP4: codes uint8 [N, K] one e2m1 code a byte, scales e4m3 [N, K/16]
-// K is a multiple of 32 (16 for NVFP4). Returns 0 or cudaErrorInvalidValue.
+// K is a multiple of 32 (16 for NVFP4 and FP8). Returns 0 or cudaErrorInvalidValue.
 int aisp_pack_rows(int32_t format, int32_t n_begin, int32_t n_end, int32_t k, const void *codes, const void *scales,
                    void *dst_data, void *dst_scales);
 // The same straight from GGUF blocks of rows [n_begin, n_end): `ggml_type` 2 = Q4_0, 3 = Q4_1, 8 = Q8_0, 12 = Q4_K.
@@ -182,6 +183,14 @@ typedef struct {
 // accumulation over K; slices are added in order. It does not depend on T.
 int aisp_linear(const aisp_ctx *ctx, const aisp_weight *w, const aisp_linear_args *args, aisp_stream stream);
 
+// The same for any number of rows, without row_ids; faster from 9 on: each 128 rows read the weights once. 801 where
+// aisp_has_wide_linear is 0. Codes become bf16 before they are multiplied, with their scales: W8G32 and W4G32 are rounded
+// once more. Order of sums: K is cut in slices by the shape and the number of rows, each summed in order of k; slices are
+// added in order. So bits depend on how many rows are in the call.
+int aisp_wide_linear(const aisp_ctx *ctx, const aisp_weight *w, const aisp_linear_args *args, aisp_stream stream);
+// 1 on cards that aisp_wide_linear has code for (sm_90a).
+int32_t aisp_has_wide_linear(const aisp_ctx *ctx);
+
 // Products of many rows through cuBLASLt. One object a weight shape, made at load. Not batch-invariant across buckets
 // of num_rows. `format`: AISP_BF16 or AISP_FP8 (x is then e4m3 with a scale a row, see aisp_quantize_rows).
 // `out_format`: AISP_BF16 or AISP_F32.
@@ -197,7 +206,8 @@ int aisp_gemm_tune(aisp_gemm *gemm, int32_t num_rows, const void *x, const float
 // the first heuristic when there is none. Workspace: 32 MiB is plenty; the same size as at tuning.
 int aisp_gemm_run(aisp_gemm *gemm, int32_t num_rows, const void *x, const float *x_scales, const void *w,
                   const float *w_scales, void *out, void *workspace, size_t workspace_bytes, aisp_stream stream);
-// e4m3 rows with a scale each: scale = max(absmax, tiny) / 448. x bf16 [T, K] -> out [T, K], scales f32 [T].
+// e4m3 rows with a scale each: scale = max(absmax, tiny) / 448. x bf16 [T, K] -> out [T, K] in the order of FP8 weights
+// (K a multiple of 16), scales f32 [T].
 // x_sumsq and eps as in aisp_linear_args (NULL: none): the scale of the norm is folded into the row's scale.
 int aisp_quantize_rows(const aisp_ctx *ctx, const aisp_bf16 *x, const float *x_sumsq, float eps, int32_t num_rows,
                        int32_t k, uint8_t *out, float *scales, aisp_stream stream);

@@ -18,6 +18,8 @@ struct aisp_ctx {
   bool pdl;
   void *cublaslt;      // handle of cuBLASLt, NULL without the library
   const void *lt_api;  // its functions (gemm.cu)
+  void *encode_tiled;  // the driver's cuTensorMapEncodeTiled (wide_linear.cu)
+  int32_t wide_clusters[9]; // clusters of s blocks that run at once; 0 where wide_linear.cu has no code for the card
 };
 
 namespace aisp {
@@ -37,26 +39,38 @@ constexpr uint32_t ALL_LANES = 0xffffffffu;
 
 // Called once a context is made: raises the kernels' shared-memory limits.
 int prepare_linear(const aisp_ctx *ctx);
+int prepare_wide_linear(aisp_ctx *ctx);
 int prepare_attention(const aisp_ctx *ctx);
 int prepare_gemm(aisp_ctx *ctx);
 void release_gemm(aisp_ctx *ctx);
 
 // Launches with the programmatic attribute when the context asks for it: the kernel may then start while its
-// predecessor drains, and must call pdl_wait() before it reads what that one wrote.
+// predecessor drains, and must call pdl_wait() before it reads what that one wrote. `cluster`: blocks along x that share
+// a cluster (sm_90 and newer), 1 elsewhere.
 template <typename... P, typename... A>
-int launch(const aisp_ctx *ctx, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, aisp_stream stream,
-           A &&...args) {
+int launch_cluster(const aisp_ctx *ctx, int cluster, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+                   aisp_stream stream, A &&...args) {
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = ctx->pdl ? 1 : 0;
+  cudaLaunchAttribute attributes[2] = {};
+  if (ctx->pdl) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs++].val.clusterDim = {(unsigned)cluster, 1, 1};
+  }
+  config.attrs = attributes;
   return cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
+}
+template <typename... P, typename... A>
+int launch(const aisp_ctx *ctx, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, aisp_stream stream,
+           A &&...args) {
+  return launch_cluster(ctx, 1, kernel, grid, block, shared_bytes, stream, static_cast<P>(args)...);
 }
 
 __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -86,15 +100,21 @@ __host__ __device__ inline int64_t scale_row_bytes(int format, int64_t k) {
   }
 }
 
-// The order of codes in a row gives each lane of a matrix fragment 16 bytes in one piece, all of whose values lie in
-// the group of scales that the fragment works on. Byte of value k in its row; for 4 bits also the nibble of the
-// 32-bit word that starts at that byte: values 2i and 2i + 1 stand 16 bits apart, so one mask takes out both.
+// The order of codes in a row serves two ways of reading it. A unit of 16 bytes holds chunks of 8 values: two of 8 bits, four
+// of 4 bits; its word i holds values 2i and 2i + 1 of each of its chunks. One lane that reads the whole unit has whole
+// chunks, for which it reads x in pieces of 16 bytes (linear.cu); four lanes that take a word each (ldmatrix) have the
+// operand of a matrix instruction whose k runs over the chunks (wide_linear.cu). For W8G32 and W4G32 the chunks of a unit
+// come from neighbouring groups of 32, so that a lane's products with one group can be summed apart.
+__host__ __device__ inline int64_t fp8_byte(int64_t k) { return k / 16 * 16 + k % 8 / 2 * 4 + k % 16 / 8 * 2 + (k & 1); }
 __host__ __device__ inline int64_t w8_byte(int64_t k) {
-  return k / 64 * 64 + k % 32 / 8 * 16 + k % 64 / 32 * 8 + k % 8;
+  return k / 64 * 64 + k % 32 / 8 * 16 + k % 8 / 2 * 4 + k % 64 / 32 * 2 + (k & 1);
 }
-__host__ __device__ inline int64_t w4_word(int64_t k) { return k / 128 * 64 + k % 32 / 8 * 16 + k % 128 / 32 * 4; }
-__host__ __device__ inline int64_t fp4_word(int64_t k) { return k / 8 * 4; }
-__host__ __device__ inline int nibble(int64_t k) { return (int)(k % 8 / 2 + 4 * (k & 1)); }
+// Of 4 bits: the byte at which the 32-bit word of a value starts, and its nibble in it; values 2i and 2i + 1 of a chunk
+// stand 16 bits apart, so one mask takes out both.
+__host__ __device__ inline int64_t w4_word(int64_t k) { return k / 128 * 64 + k % 32 / 8 * 16 + k % 8 / 2 * 4; }
+__host__ __device__ inline int w4_nibble(int64_t k) { return (int)(k % 128 / 32 + 4 * (k & 1)); }
+__host__ __device__ inline int64_t fp4_word(int64_t k) { return k / 32 * 16 + k % 8 / 2 * 4; }
+__host__ __device__ inline int fp4_nibble(int64_t k) { return (int)(k % 32 / 8 + 4 * (k & 1)); }
 
 // Bytes of K, or of V, and of its scales, that one position of one kv head takes in the pool.
 __host__ __device__ constexpr int kv_row_bytes(int kv_format, int dim) {
@@ -122,17 +142,17 @@ __device__ inline float weight_value(const aisp_weight &w, int64_t n, int64_t k)
   const uint8_t *scales = static_cast<const uint8_t *>(w.scales) + n * scale_row_bytes(w.format, w.k);
   switch (w.format) {
     case AISP_BF16: return __bfloat162float(reinterpret_cast<const __nv_bfloat16 *>(row)[k]);
-    case AISP_FP8: return e4m3_to_float(row[k]) * *reinterpret_cast<const float *>(scales);
+    case AISP_FP8: return e4m3_to_float(row[fp8_byte(k)]) * *reinterpret_cast<const float *>(scales);
     case AISP_W8G32:
       return (float)(int8_t)row[w8_byte(k)] * __half2float(reinterpret_cast<const __half *>(scales)[k / 32]);
     case AISP_W4G32: {
       const uint32_t word = *reinterpret_cast<const uint32_t *>(row + w4_word(k));
       const __half *pair = reinterpret_cast<const __half *>(scales) + k / 32 * 2;
-      return (float)(word >> 4 * nibble(k) & 15) * __half2float(pair[0]) + __half2float(pair[1]);
+      return (float)(word >> 4 * w4_nibble(k) & 15) * __half2float(pair[0]) + __half2float(pair[1]);
     }
     default: {
       const uint32_t word = *reinterpret_cast<const uint32_t *>(row + fp4_word(k));
-      return e2m1_to_float(word >> 4 * nibble(k) & 15) * e4m3_to_float(scales[k / 16]) * w.tensor_scale;
+      return e2m1_to_float(word >> 4 * fp4_nibble(k) & 15) * e4m3_to_float(scales[k / 16]) * w.tensor_scale;
     }
   }
 }

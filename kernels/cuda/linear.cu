@@ -13,7 +13,7 @@
 //            not depend on T, nor on the tile.
 // Codes      bf16, e4m3 and e2m1 x e4m3 are exact in bf16; integer codes are, and their scale is applied in f32
 //            to the sum of each group of 32.
-#include "common.cuh"
+#include "linear.cuh"
 
 namespace aisp {
 namespace {
@@ -62,21 +62,6 @@ __host__ __device__ constexpr int shared_bytes() {
   // The exchange of slice sums, twice, and the rows' norm scales.
   constexpr int red = 2 * WARPS * MT * 16 * NT * 8 * 4;
   return WARPS * num_stages<F, MT, KIB>() * stage_bytes<F, MT>() + red + 64 * 4;
-}
-
-struct Tiles {
-  const uint8_t *data;
-  const uint8_t *scales;
-  int64_t row_bytes;
-  int64_t scale_row_bytes;
-  int n, k;
-  int num_tiles; // of 16 rows
-  int paired;    // rows 0..7 of a tile from the first half of W, rows 8..15 from the second
-};
-
-// First row of the half `half` of a tile.
-__device__ inline int half_row(const Tiles &t, int tile, int half) {
-  return t.paired ? half * (t.n / 2) + tile * 8 : tile * 16 + half * 8;
 }
 
 // Queues the copies of one stage. WHOLE: rows are a whole number of stages, so nothing is checked; a tile beyond the last
@@ -128,22 +113,6 @@ struct Columns {
     return *reinterpret_cast<const uint4 *>(row[nt] + at);
   }
 };
-
-__device__ inline uint32_t w4_pair(uint32_t word, int i) {
-  // 0x4300 is 128 in bf16, whose unit in the last place is 1: or-ing a code in adds it. The 128 is taken back through
-  // the sum of x, which the minimum needs in any case.
-  return (word >> (4 * i) & 0x000f000fu) | 0x43004300u;
-}
-__device__ inline uint32_t int8_pair(uint32_t biased, int selector) {
-  // Byte b of codes biased by 128 becomes the float 2^23 + b.
-  const float low = __uint_as_float(__byte_perm(biased, 0x4b000000u, selector)) - 8388736.0f;
-  const float high = __uint_as_float(__byte_perm(biased, 0x4b000000u, selector + 1)) - 8388736.0f;
-  return pack_bf16(low, high);
-}
-__device__ inline uint32_t fp4_pair(uint32_t word, int i, uint32_t scale) {
-  const uint32_t code = word >> (4 * i) & 0x000f000fu;
-  return fma_bf16x2((code & 0x00070007u) << 6 | (code & 0x00080008u) << 12, scale, 0x80008000u);
-}
 
 // The values of x that a lane will need next, a few pieces of 8 k ahead of the sums: they come from the L2 or the L1, and
 // a stage must not wait for them.
@@ -211,21 +180,21 @@ __device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, i
     }
   } else if constexpr (F == AISP_FP8) {
 #pragma unroll
-    for (int chunk = 0; chunk < Fm::STAGE_K / 64; chunk++) { // 64 k
-      uint4 low[MT], high[MT];
+    for (int chunk = 0; chunk < Fm::STAGE_K / 64; chunk++) { // 64 k; a lane holds 16 values of a row
+      uint4 low[MT], high[MT], b2[NT];
 #pragma unroll
       for (int mt = 0; mt < MT; mt++) rows(mt, chunk * 4 + c, low[mt], high[mt]);
+      x.take(b, chunk * 2, ks, next_ks, c);
+      x.take(b2, chunk * 2 + 1, ks, next_ks, c);
 #pragma unroll
       for (int i = 0; i < 4; i++) {
-        if (i % 2 == 0) x.take(b, chunk * 2 + i / 2, ks, next_ks, c);
 #pragma unroll
         for (int mt = 0; mt < MT; mt++) {
           uint32_t a0, a1, a2, a3;
           e4m3x4_to_bf16(word_of(low[mt], i), a0, a2);
           e4m3x4_to_bf16(word_of(high[mt], i), a1, a3);
 #pragma unroll
-          for (int nt = 0; nt < NT; nt++)
-            mma_bf16(acc[mt][nt], a0, a1, a2, a3, i % 2 ? b[nt].z : b[nt].x, i % 2 ? b[nt].w : b[nt].y);
+          for (int nt = 0; nt < NT; nt++) mma_bf16(acc[mt][nt], a0, a1, a2, a3, word_of(b[nt], i), word_of(b2[nt], i));
         }
       }
     }
@@ -246,10 +215,12 @@ __device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, i
         x.take(b, chunk * 2 + g, ks, next_ks, c);
 #pragma unroll
         for (int mt = 0; mt < MT; mt++) {
-          const uint32_t l0 = word_of(low[mt], 2 * g) ^ 0x80808080u, l1 = word_of(low[mt], 2 * g + 1) ^ 0x80808080u;
-          const uint32_t h0 = word_of(high[mt], 2 * g) ^ 0x80808080u, h1 = word_of(high[mt], 2 * g + 1) ^ 0x80808080u;
-          const uint32_t a[8] = {int8_pair(l0, 0x7650), int8_pair(h0, 0x7650), int8_pair(l0, 0x7652), int8_pair(h0, 0x7652),
-                                 int8_pair(l1, 0x7650), int8_pair(h1, 0x7650), int8_pair(l1, 0x7652), int8_pair(h1, 0x7652)};
+          uint32_t a[8]; // group g stands in half g of each word
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            a[2 * i] = int8_pair(word_of(low[mt], i) ^ 0x80808080u, g ? 0x7652 : 0x7650);
+            a[2 * i + 1] = int8_pair(word_of(high[mt], i) ^ 0x80808080u, g ? 0x7652 : 0x7650);
+          }
           const float sl = g ? s_low[mt].y : s_low[mt].x, sh = g ? s_high[mt].y : s_high[mt].x;
 #pragma unroll
           for (int nt = 0; nt < NT; nt++) {
@@ -286,13 +257,16 @@ __device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, i
         }
 #pragma unroll
         for (int mt = 0; mt < MT; mt++) {
-          const uint32_t lw = word_of(low[mt], g), hw = word_of(high[mt], g);
           const uint32_t sl = word_of(s_low[mt], g), sh = word_of(s_high[mt], g);
           const float2 fl = __half22float2(*reinterpret_cast<const __half2 *>(&sl));
           const float2 fh = __half22float2(*reinterpret_cast<const __half2 *>(&sh));
           const float ml = fmaf(-128.0f, fl.x, fl.y), mh = fmaf(-128.0f, fh.x, fh.y);
-          const uint32_t a[8] = {w4_pair(lw, 0), w4_pair(hw, 0), w4_pair(lw, 1), w4_pair(hw, 1),
-                                 w4_pair(lw, 2), w4_pair(hw, 2), w4_pair(lw, 3), w4_pair(hw, 3)};
+          uint32_t a[8]; // group g stands in nibbles g and g + 4 of each word
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            a[2 * i] = w4_pair(word_of(low[mt], i), g);
+            a[2 * i + 1] = w4_pair(word_of(high[mt], i), g);
+          }
 #pragma unroll
           for (int nt = 0; nt < NT; nt++) {
             float d[4];
@@ -326,14 +300,16 @@ __device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, i
         }
       }
 #pragma unroll
-      for (int word = 0; word < 4; word++) {
-        x.take(b, chunk * 4 + word, ks, next_ks, c);
+      for (int j = 0; j < 4; j++) { // chunks
+        x.take(b, chunk * 4 + j, ks, next_ks, c);
 #pragma unroll
         for (int mt = 0; mt < MT; mt++) {
-          const uint32_t lw = word_of(low[mt], word), hw = word_of(high[mt], word);
-          const uint32_t sl = scale[mt][0][word / 2], sh = scale[mt][1][word / 2];
-          const uint32_t a[8] = {fp4_pair(lw, 0, sl), fp4_pair(hw, 0, sh), fp4_pair(lw, 1, sl), fp4_pair(hw, 1, sh),
-                                 fp4_pair(lw, 2, sl), fp4_pair(hw, 2, sh), fp4_pair(lw, 3, sl), fp4_pair(hw, 3, sh)};
+          uint32_t a[8];
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            a[2 * i] = fp4_pair(word_of(low[mt], i), j, scale[mt][0][j / 2]);
+            a[2 * i + 1] = fp4_pair(word_of(high[mt], i), j, scale[mt][1][j / 2]);
+          }
 #pragma unroll
           for (int nt = 0; nt < NT; nt++) {
             mma_bf16(acc[mt][nt], a[0], a[1], a[2], a[3], b[nt].x, b[nt].y);
@@ -341,44 +317,6 @@ __device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, i
           }
         }
       }
-    }
-  }
-}
-
-// What becomes of one value z of row t, column n. Half-warps hold 16 neighbouring columns of one row.
-__device__ inline void finish(const aisp_linear_args &args, const Tiles &tiles, int tile, int r, int t, float z) {
-  const int n = half_row(tiles, tile, r / 8) + r % 8;
-  const bool valid = t < args.num_rows && n < tiles.n && tile < tiles.num_tiles;
-  if (args.bias && valid) z += args.bias[n];
-  switch (args.output) {
-    case AISP_OUT_BF16:
-      if (valid) static_cast<__nv_bfloat16 *>(args.out)[t * args.ldo + n] = __float2bfloat16_rn(z);
-      break;
-    case AISP_OUT_F32:
-      if (valid) static_cast<float *>(args.out)[t * args.ldo + n] = z;
-      break;
-    case AISP_OUT_RESIDUAL: {
-      float h = 0;
-      if (valid) {
-        float *at = static_cast<float *>(args.out) + t * args.ldo + n;
-        h = __ldcg(at) + z;
-        __stcg(at, h);
-      }
-      if (args.next_norm_weight) {
-        if (valid)
-          reinterpret_cast<__nv_bfloat16 *>(args.next_x)[(int64_t)t * tiles.n + n] =
-              __float2bfloat16_rn(h * args.next_norm_weight[n]);
-        float sum = h * h;
-#pragma unroll
-        for (int offset = 8; offset; offset >>= 1) sum += __shfl_xor_sync(ALL_LANES, sum, offset);
-        if (valid && r == 0) args.next_sumsq[(int64_t)t * (tiles.n / 16) + tile] = sum;
-      }
-      break;
-    }
-    default: { // SILU_MUL: lanes r < 8 hold gates, r >= 8 the ups of the same columns
-      const float up = __shfl_down_sync(ALL_LANES, z, 8);
-      if (valid && r < 8)
-        static_cast<__nv_bfloat16 *>(args.out)[t * args.ldo + n] = __float2bfloat16_rn(silu(z) * up);
     }
   }
 }
@@ -570,15 +508,7 @@ extern "C" int aisp_linear(const aisp_ctx *ctx, const aisp_weight *w, const aisp
   if (args->num_rows < 0 || args->num_rows > AISP_LINEAR_MAX_ROWS || w->k % (w->format == AISP_FP8 ? 16 : 8) ||
       args->ldx % 8 || w->n % 16 || (args->x_sumsq && w->k % 16))
     return cudaErrorInvalidValue;
-  Tiles tiles;
-  tiles.data = static_cast<const uint8_t *>(w->data);
-  tiles.scales = static_cast<const uint8_t *>(w->scales);
-  tiles.row_bytes = row_bytes(w->format, w->k);
-  tiles.scale_row_bytes = scale_row_bytes(w->format, w->k);
-  tiles.n = w->n;
-  tiles.k = w->k;
-  tiles.num_tiles = w->n / 16;
-  tiles.paired = paired;
+  const Tiles tiles = tiles_of(*w, paired);
   // Cards with less shared memory take the rows in parts.
   constexpr int FEW = 16, FEW_BYTES = 160 * 1024;
   if (args->num_rows > FEW && ctx->shared_bytes_per_block < FEW_BYTES) {

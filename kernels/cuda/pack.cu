@@ -12,14 +12,14 @@ void put_w4(uint8_t *row, int64_t k, int code) {
   uint32_t word;
   uint8_t *at = row + aisp::w4_word(k);
   memcpy(&word, at, 4);
-  word |= (uint32_t)(code & 15) << 4 * aisp::nibble(k);
+  word |= (uint32_t)(code & 15) << 4 * aisp::w4_nibble(k);
   memcpy(at, &word, 4);
 }
 void put_fp4(uint8_t *row, int64_t k, int code) {
   uint32_t word;
   uint8_t *at = row + aisp::fp4_word(k);
   memcpy(&word, at, 4);
-  word |= (uint32_t)(code & 15) << 4 * aisp::nibble(k);
+  word |= (uint32_t)(code & 15) << 4 * aisp::fp4_nibble(k);
   memcpy(at, &word, 4);
 }
 
@@ -46,11 +46,11 @@ size_t aisp_weight_scales_bytes(int32_t format, int32_t n, int32_t k) {
 
 int aisp_pack_rows(int32_t format, int32_t n_begin, int32_t n_end, int32_t k, const void *codes, const void *scales,
                    void *dst_data, void *dst_scales) {
-  const int group = format == AISP_NVFP4 ? 16 : 32;
-  if (format < AISP_W8G32 || format > AISP_NVFP4 || k <= 0 || k % group || n_begin < 0 || n_end < n_begin)
+  const int group = format == AISP_NVFP4 || format == AISP_FP8 ? 16 : 32;
+  if (format < AISP_FP8 || format > AISP_NVFP4 || k <= 0 || k % group || n_begin < 0 || n_end < n_begin)
     return cudaErrorInvalidValue;
   const int64_t row_size = aisp::row_bytes(format, k), scale_size = aisp::scale_row_bytes(format, k);
-  const int64_t natural_scales = (int64_t)k / group * (format == AISP_W8G32 ? 2 : format == AISP_W4G32 ? 4 : 1);
+  const int64_t natural_scales = format == AISP_FP8 ? 4 : (int64_t)k / group * (format == AISP_W8G32 ? 2 : format == AISP_W4G32 ? 4 : 1);
   for (int64_t n = n_begin; n < n_end; n++) {
     uint8_t *row = static_cast<uint8_t *>(dst_data) + n * row_size;
     uint8_t *row_scales = static_cast<uint8_t *>(dst_scales) + n * scale_size;
@@ -59,7 +59,8 @@ int aisp_pack_rows(int32_t format, int32_t n_begin, int32_t n_end, int32_t k, co
     memcpy(row_scales, static_cast<const uint8_t *>(scales) + n * natural_scales, natural_scales);
     const uint8_t *from = static_cast<const uint8_t *>(codes) + n * k;
     for (int64_t i = 0; i < k; i++) {
-      if (format == AISP_W8G32) row[aisp::w8_byte(i)] = from[i];
+      if (format == AISP_FP8) row[aisp::fp8_byte(i)] = from[i];
+      else if (format == AISP_W8G32) row[aisp::w8_byte(i)] = from[i];
       else if (format == AISP_W4G32) put_w4(row, i, from[i]);
       else put_fp4(row, i, from[i]);
     }

@@ -34,7 +34,7 @@ __device__ inline void store_fp4(const float *head, int dim, uint32_t *codes, ui
   const float scale = __uint_as_float(bits << 16), by = scale > 2e-30f ? 1.0f / scale : 0.0f;
   uint32_t word = 0;
 #pragma unroll
-  for (int i = 0; i < 8; i++) word |= float_to_e2m1(x[i] * by) << 4 * nibble(i);
+  for (int i = 0; i < 8; i++) word |= float_to_e2m1(x[i] * by) << (4 * (i / 2) + 16 * (i & 1));
   if (!mine) return;
   codes[lane] = word;
   if (lane % 2 == 0) scales[lane / 2] = (uint16_t)bits;

@@ -81,6 +81,7 @@ int aisp_ctx_create(int32_t device, uint32_t flags, aisp_ctx **out) {
   ctx->shared_bytes_per_block = shared;
   ctx->pdl = (flags & AISP_CTX_PDL) && major >= 9;
   int code = aisp::prepare_linear(ctx);
+  if (!code) code = aisp::prepare_wide_linear(ctx);
   if (!code) code = aisp::prepare_attention(ctx);
   if (!code) code = aisp::prepare_gemm(ctx);
   if (code) {

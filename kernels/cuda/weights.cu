@@ -1,7 +1,7 @@
 // Weights made on the device: seeded noise, lossy formats out of bf16, and back.
 //
 // Bytes   each input read once (quantizers of a whole channel twice), each output written once.
-// Launch  one thread a value, a pair of values, or a group of scales; a block a row where a row shares a scale.
+// Launch  one thread a value, a pair or four of them; a block a row where a row shares a scale.
 // None of it is on the path of a step, except aisp_dequantize before a prefill.
 #include "common.cuh"
 
@@ -74,7 +74,7 @@ __global__ void quantize_fp8_kernel(const __nv_bfloat16 *w, int k, uint8_t *data
   float most = 0;
   for (int i = threadIdx.x; i < k; i += blockDim.x) most = fmaxf(most, fabsf(__bfloat162float(w[n * k + i])));
   const float scale = fmaxf(block_max(most, shared), 1e-30f) / 448.0f;
-  for (int i = threadIdx.x; i < k; i += blockDim.x) data[n * k + i] = float_to_e4m3(__bfloat162float(w[n * k + i]) / scale);
+  for (int i = threadIdx.x; i < k; i += blockDim.x) data[n * k + fp8_byte(i)] = float_to_e4m3(__bfloat162float(w[n * k + i]) / scale);
   if (threadIdx.x == 0) scales[n] = scale;
 }
 
@@ -85,57 +85,68 @@ __device__ inline int float_to_e2m1(float x) {
   return code | (x < 0 ? 8 : 0);
 }
 
-// One thread a group of 32 values (two scales of nvfp4); the padding of a row is written by the threads beyond k.
+// Codes of four neighbouring values at `k`: nibbles in two neighbouring words.
+__device__ inline uint2 nibble_words(const uint32_t (&codes)[4], int nibble) {
+  return make_uint2((codes[0] | codes[1] << 16) << 4 * nibble, (codes[2] | codes[3] << 16) << 4 * nibble);
+}
+__device__ inline uint2 or_across(uint2 words, int lanes) {
+  return make_uint2(words.x | __shfl_xor_sync(ALL_LANES, words.x, lanes), words.y | __shfl_xor_sync(ALL_LANES, words.y, lanes));
+}
+
+// One warp 128 values of a row, a lane four of them; the padding of a row is written by warps beyond k.
 __global__ void quantize_groups_kernel(int format, const __nv_bfloat16 *w, int n, int k, float tensor_scale, uint8_t *data,
                                        uint8_t *scales) {
   pdl_wait();
   pdl_launch();
-  const int64_t groups = round_up(k, 256) / 32;
-  const int64_t at = blockIdx.x * (int64_t)blockDim.x + threadIdx.x;
-  if (at >= groups * n) return;
-  const int64_t row = at / groups, k0 = at % groups * 32;
+  const int lane = threadIdx.x & 31;
+  const int64_t spans = round_up(k, 256) / 128;
+  const int64_t at = blockIdx.x * (int64_t)(blockDim.x / 32) + threadIdx.x / 32;
+  if (at >= spans * n) return;
+  const int64_t row = at / spans, k0 = at % spans * 128 + lane * 4;
   uint8_t *row_data = data + row * row_bytes(format, k);
   uint8_t *row_scales = scales + row * scale_row_bytes(format, k);
-  float v[32], low = INFINITY, high = -INFINITY, most = 0;
-  for (int i = 0; i < 32; i++) {
+  const bool stored = k0 < packed_k(format, k);
+  float v[4], low = INFINITY, high = -INFINITY;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
     v[i] = k0 + i < k ? __bfloat162float(w[row * k + k0 + i]) : 0.0f;
     low = fminf(low, v[i]);
     high = fmaxf(high, v[i]);
-    most = fmaxf(most, fabsf(v[i]));
   }
-  const bool stored = k0 < packed_k(format, k);
+  // Over the lanes of a group: 8 for 32 values, 4 for 16.
+  for (int offset = format == AISP_NVFP4 ? 2 : 4; offset; offset >>= 1) {
+    low = fminf(low, __shfl_xor_sync(ALL_LANES, low, offset));
+    high = fmaxf(high, __shfl_xor_sync(ALL_LANES, high, offset));
+  }
+  const float most = fmaxf(fabsf(low), fabsf(high));
+  uint32_t codes[4];
   if (format == AISP_W8G32) {
     const __half scale = __float2half_rn(most / 127.0f);
     const float inverse = __half2float(scale) > 0 ? 1.0f / __half2float(scale) : 0.0f;
-    reinterpret_cast<__half *>(row_scales)[k0 / 32] = scale;
-    for (int i = 0; i < 32 && stored; i++)
-      row_data[w8_byte(k0 + i)] = (uint8_t)(int8_t)fminf(fmaxf(rintf(v[i] * inverse), -127.0f), 127.0f);
+    if (lane % 8 == 0) reinterpret_cast<__half *>(row_scales)[k0 / 32] = scale;
+#pragma unroll
+    for (int i = 0; i < 4; i++) codes[i] = (uint8_t)(int8_t)fminf(fmaxf(rintf(v[i] * inverse), -127.0f), 127.0f);
+    if (stored) {
+      *reinterpret_cast<uint16_t *>(row_data + w8_byte(k0)) = (uint16_t)(codes[0] | codes[1] << 8);
+      *reinterpret_cast<uint16_t *>(row_data + w8_byte(k0 + 2)) = (uint16_t)(codes[2] | codes[3] << 8);
+    }
   } else if (format == AISP_W4G32) {
     const __half scale = __float2half_rn((high - low) / 15.0f), min = __float2half_rn(low);
     const float inverse = __half2float(scale) > 0 ? 1.0f / __half2float(scale) : 0.0f;
-    reinterpret_cast<__half2 *>(row_scales)[k0 / 32] = __halves2half2(scale, min);
-    for (int word = 0; word < 4 && stored; word++) {
-      uint32_t bits = 0;
-      for (int e = 0; e < 8; e++) {
-        const float code = fminf(fmaxf(rintf((v[word * 8 + e] - __half2float(min)) * inverse), 0.0f), 15.0f);
-        bits |= (uint32_t)code << 4 * nibble(e);
-      }
-      *reinterpret_cast<uint32_t *>(row_data + w4_word(k0 + word * 8)) = bits;
-    }
+    if (lane % 8 == 0) reinterpret_cast<__half2 *>(row_scales)[k0 / 32] = __halves2half2(scale, min);
+#pragma unroll
+    for (int i = 0; i < 4; i++) codes[i] = (uint32_t)fminf(fmaxf(rintf((v[i] - __half2float(min)) * inverse), 0.0f), 15.0f);
+    const uint2 words = or_across(or_across(nibble_words(codes, w4_nibble(k0)), 8), 16);
+    if (stored && lane < 8) *reinterpret_cast<uint2 *>(row_data + w4_word(k0)) = words;
   } else {
-    for (int half = 0; half < 2; half++) {
-      float half_most = 0;
-      for (int i = 0; i < 16; i++) half_most = fmaxf(half_most, fabsf(v[half * 16 + i]));
-      const uint8_t scale = float_to_e4m3(half_most / (6.0f * tensor_scale));
-      const float step = e4m3_to_float(scale) * tensor_scale;
-      const float inverse = step > 0 ? 1.0f / step : 0.0f;
-      row_scales[k0 / 16 + half] = scale;
-      for (int word = 0; word < 2 && stored; word++) {
-        uint32_t bits = 0;
-        for (int e = 0; e < 8; e++) bits |= (uint32_t)float_to_e2m1(v[half * 16 + word * 8 + e] * inverse) << 4 * nibble(e);
-        *reinterpret_cast<uint32_t *>(row_data + fp4_word(k0 + half * 16 + word * 8)) = bits;
-      }
-    }
+    const uint8_t scale = float_to_e4m3(most / (6.0f * tensor_scale));
+    const float step = e4m3_to_float(scale) * tensor_scale;
+    const float inverse = step > 0 ? 1.0f / step : 0.0f;
+    if (lane % 4 == 0) row_scales[k0 / 16] = scale;
+#pragma unroll
+    for (int i = 0; i < 4; i++) codes[i] = (uint32_t)float_to_e2m1(v[i] * inverse);
+    const uint2 words = or_across(or_across(nibble_words(codes, fp4_nibble(k0)), 2), 4);
+    if (stored && lane % 8 < 2) *reinterpret_cast<uint2 *>(row_data + fp4_word(k0)) = words;
   }
 }
 
@@ -179,8 +190,8 @@ int aisp_quantize_weight(const aisp_ctx *ctx, int32_t format, int32_t n, int32_t
   if (format == AISP_FP8)
     return launch(ctx, quantize_fp8_kernel, n, 256, 0, stream, from, k, static_cast<uint8_t *>(data), static_cast<float *>(scales));
   if (format < AISP_W8G32 || format > AISP_NVFP4) return cudaErrorInvalidValue;
-  const int64_t groups = round_up(k, 256) / 32 * n;
-  return launch(ctx, quantize_groups_kernel, (unsigned)ceil_div(groups, 256), 256, 0, stream, format, from, n, k, tensor_scale,
+  const int64_t warps = round_up(k, 256) / 128 * n;
+  return launch(ctx, quantize_groups_kernel, (unsigned)ceil_div(warps, 8), 256, 0, stream, format, from, n, k, tensor_scale,
                 static_cast<uint8_t *>(data), static_cast<uint8_t *>(scales));
 }
 

@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use tracing::debug_span;
+use tracing::{debug_span, warn};
 
 use super::{Engine, StepStats};
 use crate::error::EngineError;
@@ -69,30 +69,50 @@ impl Engine {
         Ok(outputs)
     }
 
-    /// Starts the next step, if anything is left to compute. A runner that does not overlap computes all of it here.
+    /// Starts the next step, if anything is left to compute. A runner that does not overlap computes all of it here. Where
+    /// the device has no memory for it, sequences give way until it has.
     fn begin(&mut self) -> Result<Option<Step>, EngineError> {
         let started = (self.clock)();
-        let batch = debug_span!("schedule").in_scope(|| self.scheduler.schedule(self.kv.as_mut(), started));
-        if batch.sequences.is_empty() {
-            return Ok(None);
-        }
-        let input = debug_span!("prepare")
-            .in_scope(|| StepInput::prepare(&batch, self.scheduler.running(), self.kv.as_mut(), self.runner.draws()));
-        let mut keeps_choices = false;
-        match self.runner.overlapped().filter(|_| self.overlaps) {
-            Some(runner) => {
-                debug_span!("forward").in_scope(|| runner.submit(&input, &mut self.engagement))?;
-                keeps_choices = runner.keeps_choices(&input);
+        let mut unfinished_copies = Vec::new();
+        let (batch, input, keeps_choices) = loop {
+            let batch = debug_span!("schedule").in_scope(|| self.scheduler.schedule(self.kv.as_mut(), started));
+            if batch.sequences.is_empty() {
+                return Ok(None);
             }
-            None => debug_span!("forward")
-                .in_scope(|| self.runner.execute(&input, &mut self.logits, &mut self.engagement))?,
-        }
+            let mut input = debug_span!("prepare").in_scope(|| {
+                StepInput::prepare(&batch, self.scheduler.running(), self.kv.as_mut(), self.runner.draws())
+            });
+            input.copies.splice(0..0, unfinished_copies);
+            match debug_span!("forward").in_scope(|| self.launch(&input)) {
+                Ok(keeps_choices) => break (batch, input, keeps_choices),
+                Err(error) if error.is_out_of_memory() && self.scheduler.give_way(self.kv.as_mut()) => {
+                    let left = self.scheduler.running().len();
+                    warn!(%error, "no memory for a step: at most {left} sequences run at once from now on");
+                    unfinished_copies = input.copies;
+                }
+                Err(error) => return Err(error),
+            }
+        };
         let choices = input
             .sequences
             .iter()
             .map(|part| part.logits.end.checked_sub(1).filter(|_| keeps_choices && !part.logits.is_empty()));
         self.scheduler.advance(&batch, choices);
         Ok(Some(Step { batch, input, started }))
+    }
+
+    /// Hands a step to the runner. Returns whether the next one finds its choices on the device.
+    fn launch(&mut self, input: &StepInput) -> Result<bool, EngineError> {
+        match self.runner.overlapped().filter(|_| self.overlaps) {
+            Some(runner) => {
+                runner.submit(input, &mut self.engagement)?;
+                Ok(runner.keeps_choices(input))
+            }
+            None => {
+                self.runner.execute(input, &mut self.logits, &mut self.engagement)?;
+                Ok(false)
+            }
+        }
     }
 
     /// Whether the next step can begin before this one ends: its tokens are known to the device, and no sequence would

@@ -2,14 +2,14 @@
 //! workspace that is allocated once. Reads top-down.
 //!
 //! A step is a series of launches whose addresses and shapes follow from its [`StepShape`] alone, so that it can be
-//! recorded. Rows are computed 64 at a time by kernels whose bits do not depend on how many there are; with cuBLASLt,
-//! steps of many rows are computed whole.
+//! recorded. Rows are computed 64 at a time by kernels whose bits do not depend on how many there are; with
+//! `wgmma-linear` or `library-gemm`, steps of many rows are computed whole.
 
 use std::sync::Arc;
 
 use aisp_kernels::cuda::{
-    CudaKv, DecodeAttention, DeviceBuffer, DeviceSlice, DeviceWeight, Event, Gemm, GemmOutput, GemmScratch, Gpu,
-    LINEAR_MAX_ROWS, LinearInput, LinearOutput, PrefillAttention, Rope, RopeNorms, Rows, WeightFormat,
+    CudaError, CudaKv, DecodeAttention, DeviceBuffer, DeviceSlice, DeviceWeight, Event, Gemm, GemmOutput, GemmScratch,
+    Gpu, LINEAR_MAX_ROWS, LinearInput, LinearOutput, PrefillAttention, Rope, RopeNorms, Rows, WeightFormat,
 };
 
 use super::config::ModelConfig;
@@ -20,20 +20,21 @@ use super::take::PackedWeights;
 use super::weights::Weights;
 use super::work::MatrixWork;
 use crate::error::EngineError;
-use crate::plan::{Plan, ProductsKind, WeightKind};
+use crate::optimizations::Optimization;
+use crate::plan::{Plan, ProductsKind, WeightKind, WideProductsKind};
 use crate::runner::StepShape;
 
 const FLUSH: (&str, &str) = ("timing matrix products", "--gpu-memory-utilization");
 const ROPE: (&str, &str) = ("the rotary table", "--max-model-len");
 
-/// Numbers of rows that cuBLASLt's algorithms are timed for.
+/// Numbers of rows that products are timed for.
 const TIMED_ROWS: [usize; 8] = [16, 32, 64, 128, 256, 512, 1024, 2048];
 
-/// Steps of up to so many rows never go through cuBLASLt.
-const OWN_ROWS: usize = 8;
+/// Steps of up to so many rows are always computed by the kernels for few.
+const FEW_ROWS: usize = 8;
 
-/// Numbers of rows at which own products are timed against cuBLASLt's.
-const COMPARED_ROWS: [usize; 4] = [16, 32, 64, 128];
+/// Up to so many rows they are timed against the others.
+const MOST_FEW_ROWS: usize = 128;
 
 /// Layers whose products are timed: together larger than the last cache.
 const TIMED_LAYERS: usize = 8;
@@ -49,6 +50,32 @@ pub struct CudaDecoder {
     lm_head: Option<DeviceWeight>,
     rope: Rope,
     gemms: Option<Gemms>,
+    /// Whether own products of many rows may be computed at once.
+    wide: bool,
+    /// The fastest products for steps of up to so many rows, in order; the last for more.
+    fastest: Vec<(usize, Products)>,
+}
+
+/// How the products of a step are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Products {
+    /// 64 rows at a time.
+    FewRows,
+    /// All rows at once, by `wgmma`.
+    Wide,
+    /// cuBLASLt.
+    Library,
+}
+
+impl Products {
+    /// The switch that allows them.
+    pub fn optimization(self) -> Option<Optimization> {
+        match self {
+            Self::FewRows => None,
+            Self::Wide => Some(Optimization::WgmmaLinear),
+            Self::Library => Some(Optimization::LibraryGemm),
+        }
+    }
 }
 
 struct Layer {
@@ -71,8 +98,6 @@ struct Gemms {
     down: Gemm,
     head: Gemm,
     scratch: GemmScratch,
-    /// Steps of more rows use these plans.
-    above_rows: usize,
 }
 
 impl CudaDecoder {
@@ -109,8 +134,18 @@ impl CudaDecoder {
         let mut packed = take.packed;
         packed.packed_bytes += held;
         let rope = rope_table(gpu, config, max_model_len)?;
-        let mut decoder =
-            Self { gpu: gpu.clone(), config: config.clone(), embedding, layers, norm, lm_head, rope, gemms: None };
+        let mut decoder = Self {
+            gpu: gpu.clone(),
+            config: config.clone(),
+            embedding,
+            layers,
+            norm,
+            lm_head,
+            rope,
+            gemms: None,
+            wide: plan.wide_products == WideProductsKind::Wgmma && gpu.has_wide_linear(),
+            fastest: Vec::new(),
+        };
         if plan.products == ProductsKind::Library {
             decoder.gemms = Some(decoder.plan_products()?);
         }
@@ -139,9 +174,13 @@ impl CudaDecoder {
         &self.config
     }
 
-    /// Whether steps of this shape go through cuBLASLt.
-    pub fn uses_library(&self, shape: &StepShape) -> bool {
-        self.gemms.as_ref().is_some_and(|gemms| shape.num_rows > gemms.above_rows)
+    /// How a step of so many rows is computed.
+    pub fn products(&self, num_rows: usize) -> Products {
+        let timed = self.fastest.iter().find(|(most, _)| num_rows <= *most).or(self.fastest.last());
+        match timed {
+            Some((_, products)) if num_rows > FEW_ROWS => *products,
+            _ => Products::FewRows,
+        }
     }
 
     /// Puts a step on the stream: stores its keys and values and leaves what the head reads in `workspace.x`.
@@ -163,13 +202,13 @@ impl CudaDecoder {
             w.residual.all(),
             w.next_norm(0, first),
         )?;
-        let library = self.gemms.as_ref().filter(|_| self.uses_library(shape));
-        if library.is_some() {
+        let products = self.products(rows);
+        if products == Products::Library {
             self.gpu.rms_norm(w.residual.all(), first, self.eps(), rows, w.x.all())?;
         }
         for (index, layer) in self.layers.iter().enumerate() {
             let next_norm = self.layers.get(index + 1).map_or(&self.norm, |next| &next.input_norm);
-            self.qkv(rows, layer, library, w)?;
+            self.qkv(rows, layer, products, w)?;
             let norms = layer.qk_norm.as_ref().map(|(q, k)| RopeNorms { q, k, eps: self.eps() });
             let tables = (at.positions, at.slots);
             self.gpu.rope_store(
@@ -183,56 +222,58 @@ impl CudaDecoder {
                 w.q.all(),
             )?;
             self.attend(shape, at, kv, index, w)?;
-            match library {
-                Some(gemms) => self.large_mlp(rows, layer, gemms, next_norm, w)?,
-                None => self.small_mlp(rows, layer, next_norm, w)?,
-            }
+            self.mlp(rows, layer, products, next_norm, w)?;
         }
         Ok(())
     }
 
     /// Queries, keys and values of the rows.
-    fn qkv(&self, rows: usize, layer: &Layer, library: Option<&Gemms>, w: &Workspace) -> Result<(), EngineError> {
-        match library {
-            Some(gemms) if layer.qkv_bias.is_none() => {
+    fn qkv(&self, rows: usize, layer: &Layer, products: Products, w: &Workspace) -> Result<(), EngineError> {
+        match (products, &self.gemms) {
+            (Products::Library, Some(gemms)) if layer.qkv_bias.is_none() => {
                 gemms.qkv.run(rows, w.x.all(), &layer.qkv_proj, &gemms.scratch, w.qkv.all())?;
                 Ok(())
             }
-            _ => self.by_parts(rows, |start, len| {
-                let input = LinearInput { bias: layer.qkv_bias.as_ref(), ..self.normed(w, start, library.is_none()) };
+            _ => self.by_parts(products, rows, |start, len| {
+                let raw = products != Products::Library;
+                let input = LinearInput { bias: layer.qkv_bias.as_ref(), ..self.normed(w, start, raw) };
                 let out = LinearOutput::F32(w.rows_of(&w.qkv, start));
-                self.gpu.linear(&layer.qkv_proj, Rows::First(len), input, out) // [T, H] -> [T, (NH + 2 KVH) * D]
+                self.linear(products, &layer.qkv_proj, len, input, out) // [T, H] -> [T, (NH + 2 KVH) * D]
             }),
         }
     }
 
-    /// Output projection and feed-forward layer, 64 rows at a time.
-    fn small_mlp(
+    /// Output projection and feed-forward layer.
+    fn mlp(
         &self,
         rows: usize,
         layer: &Layer,
+        products: Products,
         next_norm: &DeviceBuffer<f32>,
         w: &Workspace,
     ) -> Result<(), EngineError> {
-        self.by_parts(rows, |start, len| {
+        if let (Products::Library, Some(gemms)) = (products, &self.gemms) {
+            return self.library_mlp(rows, layer, gemms, next_norm, w);
+        }
+        self.by_parts(products, rows, |start, len| {
             let input = LinearInput { x: w.rows_of(&w.attention, start), norm: None, bias: None };
             let next = w.next_norm(start, &layer.post_attention_norm);
             let out = LinearOutput::Residual(w.rows_of(&w.residual, start), next);
-            self.gpu.linear(&layer.o_proj, Rows::First(len), input, out) // [T, NH * D] -> [T, H]
+            self.linear(products, &layer.o_proj, len, input, out) // [T, NH * D] -> [T, H]
         })?;
-        self.by_parts(rows, |start, len| {
+        self.by_parts(products, rows, |start, len| {
             let out = LinearOutput::SiluMul(w.rows_of(&w.gated, start));
-            self.gpu.linear(&layer.gate_up_proj, Rows::First(len), self.normed(w, start, true), out) // [T, H] -> [T, I]
+            self.linear(products, &layer.gate_up_proj, len, self.normed(w, start, true), out) // [T, H] -> [T, I]
         })?;
-        self.by_parts(rows, |start, len| {
+        self.by_parts(products, rows, |start, len| {
             let input = LinearInput { x: w.rows_of(&w.gated, start), norm: None, bias: None };
             let out = LinearOutput::Residual(w.rows_of(&w.residual, start), w.next_norm(start, next_norm));
-            self.gpu.linear(&layer.down_proj, Rows::First(len), input, out) // [T, I] -> [T, H]
+            self.linear(products, &layer.down_proj, len, input, out) // [T, I] -> [T, H]
         })
     }
 
     /// The same by cuBLASLt.
-    fn large_mlp(
+    fn library_mlp(
         &self,
         rows: usize,
         layer: &Layer,
@@ -262,20 +303,25 @@ impl CudaDecoder {
         w: &Workspace,
         out: DeviceSlice<'_, f32>,
     ) -> Result<(), EngineError> {
-        let library = self.uses_library(shape);
+        let products = self.products(shape.num_rows);
         let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
-        match &self.gemms {
-            // Of a step of decodes every row is wanted, in order.
-            Some(gemms) if library && shape.is_decode() && num_logits == shape.num_rows => {
+        // Of a step of decodes every row is wanted, in order.
+        let in_order = shape.is_decode() && num_logits == shape.num_rows;
+        match (products, &self.gemms) {
+            (Products::Library, Some(gemms)) if in_order => {
                 gemms.head.run(num_logits, w.x.all(), head, &gemms.scratch, out)?;
-                Ok(())
             }
-            _ => self.by_parts(num_logits, |start, len| {
+            (Products::Wide, _) if in_order => {
+                self.gpu.wide_linear(head, num_logits, self.normed(w, 0, true), LinearOutput::F32(out))?;
+            }
+            _ => self.by_parts(Products::FewRows, num_logits, |start, len| {
                 let listed = Rows::Listed(rows.from(start), len);
                 let logits = LinearOutput::F32(out.from(start * self.config.vocab_size));
-                self.gpu.linear(head, listed, self.normed(w, 0, !library), logits) // [R, H] -> [R, V]
-            }),
+                let raw = products != Products::Library;
+                self.gpu.linear(head, listed, self.normed(w, 0, raw), logits) // [R, H] -> [R, V]
+            })?,
         }
+        Ok(())
     }
 
     fn attend(
@@ -327,15 +373,32 @@ impl CudaDecoder {
         LinearInput { x: w.rows_of(&w.x, start), norm, bias: None }
     }
 
+    /// As many rows at a time as one launch of own products takes.
     fn by_parts(
         &self,
+        products: Products,
         rows: usize,
-        part: impl Fn(usize, usize) -> Result<(), aisp_kernels::cuda::CudaError>,
+        part: impl Fn(usize, usize) -> Result<(), CudaError>,
     ) -> Result<(), EngineError> {
-        for start in (0..rows).step_by(LINEAR_MAX_ROWS) {
-            part(start, LINEAR_MAX_ROWS.min(rows - start))?;
+        let most = if products == Products::Wide { rows.max(1) } else { LINEAR_MAX_ROWS };
+        for start in (0..rows).step_by(most) {
+            part(start, most.min(rows - start))?;
         }
         Ok(())
+    }
+
+    fn linear(
+        &self,
+        products: Products,
+        weight: &DeviceWeight,
+        rows: usize,
+        input: LinearInput<'_>,
+        output: LinearOutput<'_>,
+    ) -> Result<(), CudaError> {
+        match products {
+            Products::Wide => self.gpu.wide_linear(weight, rows, input, output),
+            _ => self.gpu.linear(weight, Rows::First(rows), input, output),
+        }
     }
 
     fn eps(&self) -> f32 {
@@ -359,15 +422,38 @@ impl CudaDecoder {
             down: plan(&layer.down_proj, GemmOutput::F32)?,
             head: plan(head, GemmOutput::F32)?,
             scratch: GemmScratch::new(&self.gpu, most)?,
-            above_rows: OWN_ROWS,
         })
     }
 
-    /// Times cuBLASLt's algorithms on the buffers that steps use, and the fastest against own products: which of the two
-    /// computes a step is decided here, once.
+    /// Times the products that the plan allows, on the buffers that steps use: which of them computes a step of so many
+    /// rows is decided here, once.
     ///
     /// Errors: a product that failed.
     pub fn time_products(&mut self, w: &Workspace, logits: &DeviceBuffer<f32>) -> Result<(), EngineError> {
+        self.tune_library(w, logits)?;
+        if !self.wide && self.gemms.is_none() {
+            return Ok(());
+        }
+        for rows in TIMED_ROWS.into_iter().filter(|rows| *rows <= w.max_rows) {
+            let allowed = [
+                (Products::FewRows, rows <= MOST_FEW_ROWS),
+                (Products::Wide, self.wide),
+                (Products::Library, self.gemms.is_some()),
+            ];
+            let mut fastest = (f32::INFINITY, Products::FewRows);
+            for (products, _) in allowed.into_iter().filter(|(_, allowed)| *allowed) {
+                let ms = self.time_layers(rows, products, w)?;
+                if ms < fastest.0 {
+                    fastest = (ms, products);
+                }
+            }
+            self.fastest.push((rows, fastest.1));
+        }
+        Ok(())
+    }
+
+    /// Times cuBLASLt's algorithms.
+    fn tune_library(&mut self, w: &Workspace, logits: &DeviceBuffer<f32>) -> Result<(), EngineError> {
         let (Some(gemms), Some(layer)) = (&mut self.gemms, self.layers.first()) else { return Ok(()) };
         let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
         let Gemms { qkv, o, gate_up, down, head: head_gemm, scratch, .. } = gemms;
@@ -382,30 +468,18 @@ impl CudaDecoder {
                 head_gemm.tune(rows, w.x.all(), head, scratch, logits.all(), flush.all())?;
             }
         }
-        let mut above_rows = OWN_ROWS;
-        for rows in COMPARED_ROWS.into_iter().filter(|rows| *rows <= w.max_rows) {
-            if self.time_layers(rows, None, w)? <= self.time_layers(rows, self.gemms.as_ref(), w)? {
-                above_rows = rows;
-            }
-        }
-        if let Some(gemms) = &mut self.gemms {
-            gemms.above_rows = above_rows;
-        }
         Ok(())
     }
 
     /// Milliseconds that the products of some layers take.
-    fn time_layers(&self, rows: usize, library: Option<&Gemms>, w: &Workspace) -> Result<f32, EngineError> {
+    fn time_layers(&self, rows: usize, products: Products, w: &Workspace) -> Result<f32, EngineError> {
         let (start, end) = (Event::new(&self.gpu)?, Event::new(&self.gpu)?);
         // The first pass warms up.
         for _ in 0..2 {
             start.record()?;
             for layer in self.layers.iter().take(TIMED_LAYERS) {
-                self.qkv(rows, layer, library, w)?;
-                match library {
-                    Some(gemms) => self.large_mlp(rows, layer, gemms, &self.norm, w)?,
-                    None => self.small_mlp(rows, layer, &self.norm, w)?,
-                }
+                self.qkv(rows, layer, products, w)?;
+                self.mlp(rows, layer, products, &self.norm, w)?;
             }
             end.record()?;
         }

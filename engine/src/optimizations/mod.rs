@@ -11,7 +11,7 @@ pub use text::SelectionText;
 use crate::device::DeviceKind;
 use crate::plan::{
     AttentionKind, ExecutionKind, KvLayout, KvTypeKind, LinearKind, LoadingKind, Plan, PointwiseKind, PrefillKind,
-    PrefixReuse, ProductsKind, SamplerKind, SchedulerKind, StepLoopKind, TeamKind, WeightKind,
+    PrefixReuse, ProductsKind, SamplerKind, SchedulerKind, StepLoopKind, TeamKind, WeightKind, WideProductsKind,
 };
 
 /// A switch. Declaration order is application order.
@@ -47,6 +47,8 @@ pub enum Optimization {
     FusedOps,
     /// Weights are packed out of the mapped file.
     MmapLoading,
+    /// Own products of many rows by Hopper's matrix instructions.
+    WgmmaLinear,
     /// Products of many rows by cuBLASLt.
     LibraryGemm,
     /// Steps recorded once and launched whole.
@@ -61,7 +63,7 @@ pub enum Optimization {
 
 impl Optimization {
     /// Every optimization, in application order.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::ContinuousBatching,
         Self::ChunkedPrefill,
         Self::PagedKv,
@@ -77,6 +79,7 @@ impl Optimization {
         Self::WeightsFp4,
         Self::FusedOps,
         Self::MmapLoading,
+        Self::WgmmaLinear,
         Self::LibraryGemm,
         Self::CudaGraphs,
         Self::OverlappedScheduling,
@@ -278,6 +281,22 @@ impl Optimization {
                 counts: "matrices taken from the mapped file",
                 source: "mmap(2)",
             },
+            Self::WgmmaLinear => Spec {
+                name: "wgmma-linear",
+                summary: "products of many rows by Hopper's matrix instructions, from where they are faster; not batch-invariant",
+                slot: Slot::WideProducts,
+                baseline: "64 rows at a time",
+                saves: &[Saving::Time],
+                exactness: Exactness::Tolerance,
+                bound: Some(LogitBound::KERNEL),
+                requires: &[Self::FusedOps],
+                conflicts: &[],
+                devices: Devices::Cuda,
+                in_all: true,
+                engages_when: "a step on a Hopper GPU has so many tokens that it was faster when the model was loaded",
+                counts: "tokens through it",
+                source: "own; operands in registers after Marlin, arXiv 2408.11743",
+            },
             Self::LibraryGemm => Spec {
                 name: "library-gemm",
                 summary: "products of many rows by cuBLASLt, from where it is faster at load; not batch-invariant",
@@ -417,6 +436,7 @@ impl Optimization {
             Self::WeightsFp4 => plan.weights = WeightKind::Fp4,
             Self::FusedOps => plan.pointwise = PointwiseKind::Fused,
             Self::MmapLoading => plan.loading = LoadingKind::Mapped,
+            Self::WgmmaLinear => plan.wide_products = WideProductsKind::Wgmma,
             Self::LibraryGemm => plan.products = ProductsKind::Library,
             Self::CudaGraphs => plan.execution = ExecutionKind::Graphs,
             Self::OverlappedScheduling => plan.step_loop = StepLoopKind::Overlapped,

@@ -100,6 +100,8 @@ pub enum Slot {
     Pointwise,
     /// How products of many rows are computed.
     Products,
+    /// Own products of many rows.
+    WideProducts,
     /// How the ops of a step are started.
     Execution,
     /// When a step begins.
@@ -125,6 +127,7 @@ impl fmt::Display for Slot {
             Self::WeightType => "weight type",
             Self::Pointwise => "pointwise",
             Self::Products => "large products",
+            Self::WideProducts => "wide products",
             Self::Execution => "execution",
             Self::StepLoop => "step loop",
             Self::Loading => "loading",

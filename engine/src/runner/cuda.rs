@@ -391,8 +391,8 @@ impl CudaRunner {
         if self.launch(&shape)? {
             engagement.add_all(&[Optimization::CudaGraphs], input);
         }
-        if self.model.uses_library(&shape) {
-            engagement.add_all(&[Optimization::LibraryGemm], input);
+        if let Some(optimization) = self.model.products(shape.num_rows).optimization() {
+            engagement.add_all(&[optimization], input);
         }
         Ok(shape)
     }

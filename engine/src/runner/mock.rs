@@ -17,6 +17,8 @@ pub enum MockFault {
     ErrorAtStep(u64),
     /// The step with this number panics.
     PanicAtStep(u64),
+    /// The device has no memory for steps of more sequences.
+    OutOfMemoryAbove(usize),
 }
 
 /// Answers every context with logits made from a hash of it. It stores a hash for each cache slot and recomputes it
@@ -58,8 +60,11 @@ impl MockRunner {
         self
     }
 
-    fn inject(&self, step: u64) -> Result<(), EngineError> {
+    fn inject(&self, step: u64, input: &StepInput) -> Result<(), EngineError> {
         match self.fault {
+            Some(MockFault::OutOfMemoryAbove(most)) if input.sequences.len() > most => {
+                Err(candle_core::Error::msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")").into())
+            }
             Some(MockFault::ErrorAtStep(at)) if at == step => Err(EngineError::Runner("injected fault".into())),
             #[expect(clippy::panic, reason = "the fault to inject is a panic")]
             Some(MockFault::PanicAtStep(at)) if at == step => panic!("injected panic"),
@@ -98,7 +103,7 @@ impl ModelRunner for MockRunner {
     ) -> Result<(), EngineError> {
         let step = self.num_steps;
         self.num_steps += 1;
-        self.inject(step)?;
+        self.inject(step, input)?;
         if !self.step_time.is_zero() {
             std::thread::sleep(self.step_time);
         }

@@ -201,6 +201,20 @@ impl Scheduler {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
+    /// After a step for which the device had no memory: the last in order gives way, and no more sequences than are left
+    /// run at once from now on. False where nobody can: one runs alone, or a step under way still needs their room.
+    pub(crate) fn give_way(&mut self, kv: &mut dyn KvCacheManager) -> bool {
+        if self.running.len() < 2 || self.running.iter().any(|sequence| sequence.num_pending_tokens > 0) {
+            return false;
+        }
+        if let Some(last) = self.running.pop() {
+            self.preempt(last, kv);
+            self.counters.num_preemptions += 1;
+        }
+        self.config.max_num_seqs = self.running.len();
+        true
+    }
+
     /// Chooses the next step and reserves the cache room it needs. Empty only when idle, or when steps under way choose
     /// the last tokens of all.
     pub fn schedule(&mut self, kv: &mut dyn KvCacheManager, now: Instant) -> Batch {

@@ -99,12 +99,15 @@ static void bench_ceilings() {
               bytes / memcpy_us / 1e6, empty_us);
 }
 
+using Linear = int (*)(const aisp_ctx *, const aisp_weight *, const aisp_linear_args *, aisp_stream);
+
 static void bench_linear() {
   const int shapes[][3] = {{6144, 4096, 0}, {4096, 4096, 0}, {28672, 4096, 1}, {4096, 14336, 0}, {128256, 4096, 0},
                            {3072, 2048, 0}, {2048, 2048, 0}, {16384, 2048, 1}, {2048, 8192, 0}, {960, 576, 0}, {3072, 576, 1}};
-  std::printf("\n%-6s %-14s", "format", "shape");
-  const auto batches = words("BATCHES", "1 8 32 64");
-  for (auto &b : batches) std::printf("  T=%-3s us  share", b.c_str());
+  std::printf("\n%-12s %-14s", "format", "shape");
+  const auto batches = words("BATCHES", "1 8 32 64 128 256");
+  int most = 0;
+  for (auto &b : batches) std::printf("  T=%-3s us  share", b.c_str()), most = std::max(most, std::stoi(b));
   std::printf("   (floor us)\n");
   for (auto &format_name : words("FORMATS", "bf16 fp8 w8g32 w4g32 nvfp4"))
     for (auto [n, k, gated] : shapes) {
@@ -115,25 +118,32 @@ static void bench_linear() {
       const int copies = (int)std::clamp<size_t>(((size_t)400 << 20) / one, 2, 200);
       std::vector<Matrix> weights;
       for (int i = 0; i < copies; i++) weights.push_back(make_matrix(format, n, k, i));
-      Device<aisp_bf16> x((size_t)64 * k);
-      Device<float> out((size_t)64 * n);
+      Device<aisp_bf16> x((size_t)most * k);
+      Device<float> out((size_t)most * n);
       CK(aisp_fill_normal(CTX, x.ptr, x.count, 5, 0, 1, STREAM));
       const double floor_us = weights[0].bytes() / READ_RATE * 1e6;
-      std::printf("%-6s %6dx%-7d", format_name.c_str(), n, k);
-      for (auto &batch : batches) {
-        aisp_linear_args args = {};
-        args.x = x.ptr, args.ldx = k, args.output = gated ? AISP_OUT_SILU_MUL : AISP_OUT_F32, args.out = out.ptr, args.ldo = gated ? n / 2 : n;
-        args.num_rows = std::stoi(batch);
-        const double us = time_graph([&] {
-          for (auto &w : weights) {
-            const aisp_weight view = w.view();
-            CK(aisp_linear(CTX, &view, &args, STREAM));
+      for (bool wide : {false, true}) {
+        std::printf("%-6s %-5s %6dx%-7d", format_name.c_str(), wide ? "wide" : "few", n, k);
+        for (auto &batch : batches) {
+          aisp_linear_args args = {};
+          args.x = x.ptr, args.ldx = k, args.output = gated ? AISP_OUT_SILU_MUL : AISP_OUT_F32, args.out = out.ptr, args.ldo = gated ? n / 2 : n;
+          args.num_rows = std::stoi(batch);
+          if (wide ? args.num_rows <= 8 || !aisp_has_wide_linear(CTX) : args.num_rows > AISP_LINEAR_MAX_ROWS) {
+            std::printf("  %8s  %4s ", "-", "");
+            continue;
           }
-        }, 5) / copies;
-        std::printf("  %8.2f  %4.2f ", us, floor_us / us);
+          const Linear linear = wide ? aisp_wide_linear : aisp_linear;
+          const double us = time_graph([&] {
+            for (auto &w : weights) {
+              const aisp_weight view = w.view();
+              CK(linear(CTX, &view, &args, STREAM));
+            }
+          }, 5) / copies;
+          std::printf("  %8.2f  %4.2f ", us, floor_us / us);
+        }
+        std::printf("   %.2f\n", floor_us);
+        std::fflush(stdout);
       }
-      std::printf("   %.2f\n", floor_us);
-      std::fflush(stdout);
     }
 }
 
@@ -236,13 +246,14 @@ struct Step {
       CK(aisp_prefill_attention(CTX, &layer, &args, STREAM));
     }
   }
+  Linear product = aisp_linear;
   void linear(const Matrix &w, const aisp_bf16 *from, int output, void *out, bool normed, bool next) {
     const aisp_weight view = w.view();
     aisp_linear_args args = {};
     args.x = from, args.ldx = w.k, args.output = output, args.out = out, args.ldo = output == AISP_OUT_SILU_MUL ? w.n / 2 : w.n, args.num_rows = (int)ids.count;
     if (normed) args.x_sumsq = sumsq.ptr, args.eps = 1e-5f;
     if (next) args.next_norm_weight = m.norm.ptr, args.next_x = x.ptr, args.next_sumsq = sumsq.ptr;
-    CK(aisp_linear(CTX, &view, &args, STREAM));
+    CK(product(CTX, &view, &args, STREAM));
   }
   // All linears our own, norms folded into them.
   void fused() {
@@ -306,15 +317,20 @@ static void bench_step() {
       Model model(shape, format_named(format_name));
       std::printf("\n%s %s: weights a step %.2f GB\n", shape.name, format_name.c_str(), model.weight_bytes / 1e9);
       for (auto &context_name : words("CONTEXTS", "256 1024"))
-        for (auto &batch_name : words("BATCHES", "1 8 32 64")) {
+        for (auto &batch_name : words("BATCHES", "1 8 32 64 128 256")) {
           const int batch = std::stoi(batch_name), context = std::stoi(context_name);
           Step step(model, batch, batch, context);
           const double kv_bytes = 2.0 * 2 * batch * context * shape.layers * shape.kvh * shape.dim;
           const double floor_ms = (model.weight_bytes + kv_bytes) / READ_RATE * 1e3;
           size_t nodes = 0;
-          double ms = time_graph([&] { step.fused(); }, 9, &nodes) / 1000;
-          std::printf("%s %s batch %d context %d: own %.3f ms, floor %.3f, share %.2f, %zu nodes, KV %.2f GB\n", shape.name, format_name.c_str(),
-                      batch, context, ms, floor_ms, floor_ms / ms, nodes, kv_bytes / 1e9);
+          double ms = 0;
+          for (bool wide : {false, true}) {
+            if (wide ? batch <= 8 || !aisp_has_wide_linear(CTX) : batch > AISP_LINEAR_MAX_ROWS) continue;
+            step.product = wide ? aisp_wide_linear : aisp_linear;
+            ms = time_graph([&] { step.fused(); }, 9, &nodes) / 1000;
+            std::printf("%s %s batch %d context %d: %s %.3f ms, floor %.3f, share %.2f, %zu nodes, KV %.2f GB\n", shape.name, format_name.c_str(),
+                        batch, context, wide ? "wide" : "few rows", ms, floor_ms, floor_ms / ms, nodes, kv_bytes / 1e9);
+          }
           if (format_name == "bf16" && batch > 8 && aisp_ctx_has_cublaslt(CTX)) {
             step.tune();
             ms = time_graph([&] { step.library(); }, 9, &nodes) / 1000;

@@ -38,16 +38,18 @@ static Weight make_weight(int format, int n, int k, uint64_t seed) {
       w.values[i] = bf16_to_float(b);
     }
   } else if (format == AISP_FP8) {
+    std::vector<uint8_t> codes((size_t)n * k);
+    std::vector<float> natural(n);
     for (int r = 0; r < n; r++) {
-      const float scale = std * (float)(0.5 + random.uniform()) / 100;
-      std::memcpy(scales.data() + 4 * r, &scale, 4);
+      natural[r] = std * (float)(0.5 + random.uniform()) / 100;
       for (int c = 0; c < k; c++) {
         uint8_t code = (uint8_t)random.next();
         if ((code & 127) == 127) code ^= 1; // NaN
-        data[(size_t)r * k + c] = code;
-        w.values[(size_t)r * k + c] = e4m3_value(code) * scale;
+        codes[(size_t)r * k + c] = code;
+        w.values[(size_t)r * k + c] = e4m3_value(code) * natural[r];
       }
     }
+    CK(aisp_pack_rows(format, 0, n, k, codes.data(), natural.data(), data.data(), scales.data()));
   } else {
     const int group = format == AISP_NVFP4 ? 16 : 32, groups = k / group;
     std::vector<uint8_t> codes((size_t)n * k);
@@ -93,6 +95,12 @@ static std::vector<double> product(const std::vector<aisp_bf16> &x, int rows, co
   return out;
 }
 
+// Where value k of a row of e4m3 codes stands: words of a unit of 16 hold values 2i, 2i + 1, 8 + 2i and 9 + 2i.
+static size_t fp8_place(size_t at) {
+  const size_t k = at % 16;
+  return at / 16 * 16 + k % 8 / 2 * 4 + k / 8 * 2 + k % 2;
+}
+
 static std::vector<int> some_columns(int n, int count) {
   std::vector<int> columns;
   if (n <= count) {
@@ -106,13 +114,20 @@ static std::vector<int> some_columns(int n, int count) {
   return columns;
 }
 
-static void check_linear() {
+using Linear = int (*)(const aisp_ctx *, const aisp_weight *, const aisp_linear_args *, aisp_stream);
+
+// `all_rows`: the most first. `invariant`: bits do not depend on the rows in the call, and rows may be chosen. `rounded`:
+// integer codes become bf16.
+static void check_products(const std::string &kind, Linear linear, const std::vector<int> &all_rows, bool invariant, bool rounded) {
   const int shapes[][2] = {{960, 576}, {576, 1536}, {48, 64}, {6144, 4096}, {1024, 14336}, {4096, 2048}};
-  constexpr int T = 64;
+  const int T = all_rows[0];
   for (int format : {AISP_BF16, AISP_FP8, AISP_W8G32, AISP_W4G32, AISP_NVFP4})
     for (auto [n, k] : shapes) {
       if (std::getenv("SMALL") && n * k > 1000000) continue; // under a sanitizer
-      const std::string name = std::string("linear ") + name_of(format) + " " + std::to_string(n) + "x" + std::to_string(k);
+      const std::string name = kind + " " + name_of(format) + " " + std::to_string(n) + "x" + std::to_string(k);
+      const double tolerance = rounded && (format == AISP_W8G32 || format == AISP_W4G32) ? BF16_ROUNDING : 1e-9;
+      // Scale and minimum rounded to bf16, then the value, then the result.
+      const double half_tolerance = rounded && format == AISP_W4G32 ? 2 * BF16_ROUNDING : BF16_ROUNDING;
       Weight w = make_weight(format, n, k, SEED++);
       const aisp_weight view = w.view();
       const auto x = rough_bf16((size_t)T * k, SEED++);
@@ -123,10 +138,10 @@ static void check_linear() {
       aisp_linear_args args = {};
       args.x = dx.ptr, args.ldx = k, args.output = AISP_OUT_F32, args.out = out.ptr, args.ldo = n;
       std::vector<float> whole;
-      for (int rows : {64, 1, 2, 3, 8, 9, 16, 17, 32, 33}) {
+      for (int rows : all_rows) {
         out.poison();
         args.num_rows = rows;
-        CK(aisp_linear(CTX, &view, &args, STREAM));
+        CK(linear(CTX, &view, &args, STREAM));
         const auto y = out.get();
         if (rows == T) {
           whole = y;
@@ -136,13 +151,18 @@ static void check_linear() {
               e.add(y[(size_t)t * n + columns[c]], expected[t * columns.size() + c]);
               off.add(y[(size_t)t * n + (columns[c] + 1) % n], expected[t * columns.size() + c]);
             }
-          expect_below(e.value(), 1e-9, name);
+          expect_below(e.value(), tolerance, name);
           expect_above(off.value(), 1e-2, name + ", columns shifted by one");
           double finite = 0;
           for (float v : y) finite += std::isfinite(v);
           expect(finite == (double)y.size(), name + " writes everything", finite, (double)y.size());
-        } else {
+        } else if (invariant) {
           expect_same_bits(y.data(), whole.data(), (size_t)rows * n, name + " rows " + std::to_string(rows));
+        } else {
+          Nmse e;
+          for (size_t i = 0; i < (size_t)rows * n; i++) e.add(y[i], whole[i]);
+          expect_below(e.value(), 1e-9, name + " rows " + std::to_string(rows));
+          expect(std::isnan(y[(size_t)rows * n]), name + " writes no other row", y[(size_t)rows * n], NAN);
         }
       }
       // Bias, the norm's scale, chosen rows, bf16.
@@ -153,13 +173,14 @@ static void check_linear() {
       for (auto &s : sumsq) s = (float)(random.uniform() * 30);
       const Device<float> dsumsq(sumsq);
       std::vector<int32_t> ids = {60, 3, 17, 17, 0, 63};
+      if (!invariant) ids = {0, 1, 2, 3, 4, 5};
       const Device<int32_t> dids(ids);
       Device<aisp_bf16> half((size_t)ids.size() * n);
       half.poison();
       aisp_linear_args second = args;
       second.num_rows = (int)ids.size(), second.bias = dbias.ptr, second.x_sumsq = dsumsq.ptr, second.eps = 1e-5f;
-      second.row_ids = dids.ptr, second.output = AISP_OUT_BF16, second.out = half.ptr;
-      CK(aisp_linear(CTX, &view, &second, STREAM));
+      second.row_ids = invariant ? dids.ptr : nullptr, second.output = AISP_OUT_BF16, second.out = half.ptr;
+      CK(linear(CTX, &view, &second, STREAM));
       const auto h = half.get();
       Nmse e;
       std::vector<double> rms(T);
@@ -168,12 +189,12 @@ static void check_linear() {
       for (size_t i = 0; i < ids.size(); i++)
         for (size_t c = 0; c < columns.size(); c++)
           e.add(bf16_to_float(h[i * n + columns[c]]), expected[ids[i] * columns.size() + c] * rms[ids[i]] + bias[columns[c]]);
-      expect_below(e.value(), BF16_ROUNDING, name + " bias, norm, row ids");
+      expect_below(e.value(), half_tolerance, name + " bias, norm, row ids");
 
       // Residual and what the next norm needs.
       const auto residual = rough_f32((size_t)T * n, SEED++, 2), weight = rough_f32(n, SEED++, 0.3f);
       const Device<float> dweight(weight);
-      for (int rows : {5, 64}) {
+      for (int rows : {5, T}) {
         Device<float> r(residual), sq((size_t)T * (n / 16));
         Device<aisp_bf16> next((size_t)T * n);
         sq.poison();
@@ -181,7 +202,7 @@ static void check_linear() {
         aisp_linear_args third = args;
         third.num_rows = rows, third.output = AISP_OUT_RESIDUAL, third.out = r.ptr, third.next_norm_weight = dweight.ptr;
         third.next_x = next.ptr, third.next_sumsq = sq.ptr;
-        CK(aisp_linear(CTX, &view, &third, STREAM));
+        CK(linear(CTX, &view, &third, STREAM));
         const auto ry = r.get(), sy = sq.get();
         const auto ny = next.get();
         Nmse er, en, es;
@@ -198,23 +219,23 @@ static void check_linear() {
             es.add(sy[(size_t)t * (n / 16) + g], sum);
           }
         }
-        expect_below(er.value(), 1e-9, name + " residual");
-        expect_below(en.value(), BF16_ROUNDING, name + " next x");
+        expect_below(er.value(), tolerance, name + " residual");
+        expect_below(en.value(), half_tolerance, name + " next x");
         expect_below(es.value(), 1e-10, name + " next sumsq");
         if (rows == 5) expect_same_bits(ry.data() + 5 * n, residual.data() + 5 * n, (size_t)(T - 5) * n, name + " other rows untouched");
       }
 
       // Gate and up.
       Device<aisp_bf16> gated((size_t)T * (n / 2));
-      std::vector<aisp_bf16> gated64;
-      for (int rows : {64, 1, 8}) {
+      std::vector<aisp_bf16> gated_whole;
+      for (int rows : {T, 1, 8}) {
         gated.poison();
         aisp_linear_args fourth = args;
         fourth.num_rows = rows, fourth.output = AISP_OUT_SILU_MUL, fourth.out = gated.ptr, fourth.ldo = n / 2;
-        CK(aisp_linear(CTX, &view, &fourth, STREAM));
+        CK(linear(CTX, &view, &fourth, STREAM));
         const auto gy = gated.get();
-        if (rows == 64) {
-          gated64 = gy;
+        if (rows == T) {
+          gated_whole = gy;
           Nmse eg;
           for (int t = 0; t < T; t++)
             for (int i = 0; i < n / 2; i++) {
@@ -222,11 +243,17 @@ static void check_linear() {
               eg.add(bf16_to_float(gy[(size_t)t * (n / 2) + i]), g / (1 + std::exp(-g)) * u);
             }
           expect_below(eg.value(), BF16_ROUNDING, name + " silu mul");
-        } else {
-          expect_same_bits(gy.data(), gated64.data(), (size_t)rows * (n / 2), name + " silu mul rows " + std::to_string(rows));
+        } else if (invariant) {
+          expect_same_bits(gy.data(), gated_whole.data(), (size_t)rows * (n / 2), name + " silu mul rows " + std::to_string(rows));
         }
       }
     }
+}
+
+static void check_linear() { check_products("linear", aisp_linear, {64, 1, 2, 3, 8, 9, 16, 17, 32, 33}, true, false); }
+static void check_wide() {
+  if (!aisp_has_wide_linear(CTX)) return;
+  check_products("wide linear", aisp_wide_linear, {200, 1, 9, 32, 33, 64, 65, 128, 129}, false, true);
 }
 
 static void check_weights() {
@@ -390,7 +417,7 @@ static void check_pointwise() {
     const auto cy = codes.get();
     const auto sy = scales.get();
     Nmse e;
-    for (size_t i = 0; i < cy.size(); i++) e.add(e4m3_value(cy[i]) * sy[i / hidden], bf16_to_float(delta16[i]));
+    for (size_t i = 0; i < cy.size(); i++) e.add(e4m3_value(cy[fp8_place(i)]) * sy[i / hidden], bf16_to_float(delta16[i]));
     expect_below(e.value(), 1e-3, "quantize_rows" + at);
   }
   for (int format : {AISP_BF16, AISP_FP8, AISP_W8G32, AISP_W4G32, AISP_NVFP4})
@@ -903,7 +930,7 @@ static void check_gemm() {
           for (int c : columns) {
             double sum = 0;
             for (int i = 0; i < k; i++)
-              sum += (format == AISP_BF16 ? (double)bf16_to_float(x[(size_t)t * k + i]) : (double)e4m3_value(cy[(size_t)t * k + i]) * sy[t]) * w.values[(size_t)c * k + i];
+              sum += (format == AISP_BF16 ? (double)bf16_to_float(x[(size_t)t * k + i]) : (double)e4m3_value(cy[fp8_place((size_t)t * k + i)]) * sy[t]) * w.values[(size_t)c * k + i];
             const size_t at = (size_t)t * n + c;
             e.add(out_format == AISP_F32 ? y[at] : bf16_to_float(((const aisp_bf16 *)y.data())[at]), sum);
           }
@@ -920,7 +947,7 @@ int main(int argc, char **argv) {
   CK(aisp_ctx_create(0, std::getenv("NO_PDL") ? 0 : AISP_CTX_PDL, &CTX));
   CK(aisp_stream_create(&STREAM));
   if (const char *seed = std::getenv("SEED")) SEED = std::strtoull(seed, nullptr, 10);
-  const std::pair<const char *, void (*)()> groups[] = {{"weights", check_weights}, {"linear", check_linear}, {"pointwise", check_pointwise},
+  const std::pair<const char *, void (*)()> groups[] = {{"weights", check_weights}, {"linear", check_linear}, {"wide", check_wide}, {"pointwise", check_pointwise},
                                                         {"rope", check_rope},       {"decode", check_decode}, {"prefill", check_prefill},
                                                         {"sampling", check_sampling}, {"gemm", check_gemm}};
   for (auto [name, run] : groups) {

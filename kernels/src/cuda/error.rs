@@ -73,6 +73,11 @@ pub enum CudaError {
 }
 
 impl CudaError {
+    /// Whether the card was full.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::OutOfMemory { .. } | Self::Failed { code: 2, .. })
+    }
+
     /// Whether every later call in this process fails too: the context is broken, only a new process helps.
     pub fn is_sticky(&self) -> bool {
         matches!(self, Self::Failed { code: 214 | 220 | 226 | 700 | 702 | 710 | 714..=720 | 999, .. })

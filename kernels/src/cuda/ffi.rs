@@ -216,6 +216,8 @@ unsafe extern "C" {
     ) -> c_int;
 
     pub fn aisp_linear(ctx: *const Ctx, w: *const Weight, args: *const LinearArgs, stream: Stream) -> c_int;
+    pub fn aisp_wide_linear(ctx: *const Ctx, w: *const Weight, args: *const LinearArgs, stream: Stream) -> c_int;
+    pub fn aisp_has_wide_linear(ctx: *const Ctx) -> i32;
     pub fn aisp_gemm_create(
         ctx: *const Ctx,
         format: i32,

@@ -77,6 +77,12 @@ impl Gpu {
         unsafe { ffi::aisp_ctx_has_cublaslt(self.ctx) != 0 }
     }
 
+    /// Whether [`Gpu::wide_linear`] has code for this card: Hopper alone.
+    pub fn has_wide_linear(&self) -> bool {
+        // SAFETY: the context lives as long as `self`.
+        unsafe { ffi::aisp_has_wide_linear(self.ctx) != 0 }
+    }
+
     /// Bytes that can be allocated now.
     ///
     /// Errors: the device does not answer.

@@ -170,6 +170,8 @@ fn window(sliding_window: Option<usize>) -> i32 {
     sliding_window.map_or(0, |window| window.min(i32::MAX as usize) as i32)
 }
 
+const PROJECTION: &str = "a projection";
+
 impl Gpu {
     /// `x W^T` for up to [`LINEAR_MAX_ROWS`] rows; a row's bits do not depend on how many there are.
     ///
@@ -181,7 +183,34 @@ impl Gpu {
         input: LinearInput<'_>,
         output: LinearOutput<'_>,
     ) -> Result<(), CudaError> {
-        const OP: &str = "a projection";
+        let args = Self::linear_args(weight, rows, input, output)?;
+        // SAFETY: every operand has the size that its shape asks for.
+        check(PROJECTION, unsafe { ffi::aisp_linear(self.ctx(), &weight.raw(), &args, self.stream()) })
+    }
+
+    /// `x W^T` for any number of rows, by matrix instructions that only Hopper has ([`Gpu::has_wide_linear`]); bits depend
+    /// on how many rows there are. Integer codes are rounded to bf16 with their scales.
+    ///
+    /// Errors: as [`Gpu::linear`].
+    pub fn wide_linear(
+        &self,
+        weight: &DeviceWeight,
+        num_rows: usize,
+        input: LinearInput<'_>,
+        output: LinearOutput<'_>,
+    ) -> Result<(), CudaError> {
+        let args = Self::linear_args(weight, Rows::First(num_rows), input, output)?;
+        // SAFETY: every operand has the size that its shape asks for.
+        check(PROJECTION, unsafe { ffi::aisp_wide_linear(self.ctx(), &weight.raw(), &args, self.stream()) })
+    }
+
+    fn linear_args(
+        weight: &DeviceWeight,
+        rows: Rows<'_>,
+        input: LinearInput<'_>,
+        output: LinearOutput<'_>,
+    ) -> Result<ffi::LinearArgs, CudaError> {
+        const OP: &str = PROJECTION;
         let (n, k, num_rows) = (weight.out_features(), weight.in_features(), rows.len());
         // Listed rows lie anywhere in x, which the writer of the list answers for.
         let read_rows = if matches!(rows, Rows::First(_)) { num_rows } else { 1 };
@@ -225,8 +254,7 @@ impl Gpu {
                 args.ldo = n as i64 / 2;
             }
         }
-        // SAFETY: every operand has the size that its shape asks for.
-        check(OP, unsafe { ffi::aisp_linear(self.ctx(), &weight.raw(), &args, self.stream()) })
+        Ok(args)
     }
 
     /// Rows of a table, as the residual, with the first norm prepared. A token of -1 - i stands for `choices[i]`.

@@ -54,7 +54,11 @@ fn cases(in_features: usize, out_features: usize) -> Result<Vec<Case>> {
         if in_features.is_multiple_of(dtype.block_size()) {
             let quantized = QTensor::quantize(&weight, dtype)?;
             let dequantized = quantized.dequantize(&Device::Cpu)?;
-            cases.push(Case { name: format!("gguf {dtype:?}"), weight: Weight::Quantized(Box::new(quantized)), dequantized });
+            cases.push(Case {
+                name: format!("gguf {dtype:?}"),
+                weight: Weight::Quantized(Box::new(quantized)),
+                dequantized,
+            });
         }
     }
     Ok(cases)
