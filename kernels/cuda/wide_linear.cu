@@ -144,6 +144,32 @@ __device__ inline void take_weights(uint32_t (&a)[4][4], uint32_t w, const Scale
   }
 }
 
+// What rows [begin, end) of x are multiplied by, from their sums of squares: eight lanes a row, so that all loads of a block
+// are under way at once.
+template <int WARPS>
+__device__ inline void row_norms(float *scales, const aisp_linear_args &args, int k, int first_row, int begin, int end) {
+  const int lane = threadIdx.x & 31, count = k / 16;
+  for (int four = begin + (int)threadIdx.x / 32 * 4; four < end; four += WARPS * 4) {
+    const int t = four + lane / 8;
+    float sum = 0;
+    if (t < end) {
+      const float *row = args.x_sumsq + (int64_t)(first_row + t) * count;
+      if (count % 4 == 0) {
+#pragma unroll 8
+        for (int i = lane % 8; i < count / 4; i += 8) {
+          const float4 v = __ldcg(reinterpret_cast<const float4 *>(row) + i);
+          sum += (v.x + v.y) + (v.z + v.w);
+        }
+      } else {
+        for (int i = lane % 8; i < count; i += 8) sum += __ldcg(row + i);
+      }
+    }
+#pragma unroll
+    for (int offset = 4; offset; offset >>= 1) sum += __shfl_xor_sync(ALL_LANES, sum, offset);
+    if (t < end && lane % 8 == 0) scales[t] = rsqrtf(sum / k + args.eps);
+  }
+}
+
 __device__ inline void load_8(float (&v)[8], const float *from) {
   const float4 a = *reinterpret_cast<const float4 *>(from), b = *reinterpret_cast<const float4 *>(from + 4);
   v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
@@ -228,6 +254,7 @@ __global__ void __launch_bounds__(128 * GROUPS, 1)
       copy_tile(ring + slot * B::STAGE + step * BN * 128, x_map, full + 8 * slot, (begin + i) * B::STAGE_K + step * 64, first_row);
   };
   if (thread == 0) {
+    prefetch_map(x_map);
     for (int slot = 0; slot < B::STAGES; slot++) barrier_init(full + 8 * slot, 1), barrier_init(empty + 8 * slot, B::WARPS);
     barriers_ready();
     for (int i = 0; i < B::STAGES && i < total; i++) copy_w(i, i);
@@ -246,11 +273,7 @@ __global__ void __launch_bounds__(128 * GROUPS, 1)
     for (int i = 0; i < B::STAGES && i < total; i++) copy_x(i, i);
   // Norms of the rows that this block finishes, [t_begin, t_end), while the copies run.
   const int t_begin = rank * num_rows / splits, t_end = (rank + 1) * num_rows / splits;
-  if (args.x_sumsq)
-    for (int t = t_begin + warp; t < t_end; t += B::WARPS) {
-      const float scale = rms_scale(args.x_sumsq + (int64_t)(first_row + t) * (tiles.k / 16), tiles.k / 16, tiles.k, args.eps);
-      if (lane == 0) row_scale[t] = scale;
-    }
+  if (args.x_sumsq) row_norms<B::WARPS>(row_scale, args, tiles.k, first_row, t_begin, t_end);
   __syncthreads(); // barriers are made
 
   float sums[BN / 2];
