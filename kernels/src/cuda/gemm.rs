@@ -18,6 +18,24 @@ const WORKSPACE: (&str, &str) = ("the workspace of matrix products", "--gpu-memo
 /// Bytes that cuBLASLt may use.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
+/// What a product of cuBLASLt leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GemmOutput {
+    /// bf16 values.
+    Bf16,
+    /// f32 values.
+    F32,
+}
+
+impl GemmOutput {
+    fn code(self) -> i32 {
+        match self {
+            Self::Bf16 => ffi::BF16,
+            Self::F32 => ffi::F32,
+        }
+    }
+}
+
 /// What a weight of another format is expanded into before a product, and what cuBLASLt works in. One for all layers.
 #[derive(Debug)]
 pub struct GemmScratch {
@@ -53,7 +71,7 @@ impl Gemm {
     /// Plans for a shape.
     ///
     /// Errors: cuBLASLt is not there.
-    pub fn new(gpu: &Arc<Gpu>, n: usize, k: usize, output: super::ops::GemmOutput) -> Result<Self, CudaError> {
+    pub fn new(gpu: &Arc<Gpu>, n: usize, k: usize, output: GemmOutput) -> Result<Self, CudaError> {
         if !gpu.has_cublaslt() {
             let message = "library-gemm needs it".into();
             return Err(CudaError::MissingLibrary { library: "libcublasLt.so".into(), message });

@@ -12,6 +12,7 @@ mod gpu;
 mod graph;
 mod kv;
 mod libraries;
+mod linear;
 mod ops;
 mod probe;
 mod sampling;
@@ -20,15 +21,13 @@ mod weight;
 
 pub use buffer::{DeviceBuffer, DeviceSlice, PinnedBuffer};
 pub use error::CudaError;
-pub use gemm::{Gemm, GemmScratch};
+pub use gemm::{Gemm, GemmOutput, GemmScratch};
 pub use gpu::{Event, Gpu, GpuInfo};
 pub use graph::Graph;
 pub use kv::{CudaKv, CudaKvShape, CudaKvType};
 pub use libraries::open_candle_libraries;
-pub use ops::{
-    DecodeAttention, GemmOutput, LINEAR_MAX_ROWS, LinearInput, LinearOutput, NextNorm, PrefillAttention, Rope,
-    RopeNorms, Rows, decode_workspace_bytes,
-};
+pub use linear::{LINEAR_MAX_ROWS, LinearInput, LinearOutput, NextNorm, Rows};
+pub use ops::{DecodeAttention, PrefillAttention, Rope, RopeNorms, decode_workspace_bytes};
 pub use probe::probe;
 pub use sampling::{DrawTables, MAX_DRAWN_VOCAB, argmax_workspace_bytes};
 pub use staging::Staging;
