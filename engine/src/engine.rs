@@ -8,7 +8,7 @@ use step::Step;
 
 use crate::builder::EngineBuilder;
 use crate::components::Engagement;
-use crate::kv_cache::{KvCacheManager, KvUsage};
+use crate::kv_cache::{BlockCopy, KvCacheManager, KvUsage};
 use crate::model::{ModelWork, WorkTotals};
 use crate::optimizations::{Exactness, Optimization, Selection};
 use crate::plan::StepLoopKind;
@@ -97,6 +97,8 @@ pub struct Engine {
     /// Whether a step may start while another is under way.
     overlaps: bool,
     under_way: Option<Step>,
+    /// Copies of a step that did not fit; the next one makes them.
+    unfinished_copies: Vec<BlockCopy>,
     next_id: u64,
     work: WorkTotals,
     last_step: Option<StepStats>,
@@ -189,6 +191,7 @@ impl Engine {
             logits: Logits::default(),
             overlaps,
             under_way: None,
+            unfinished_copies: Vec::new(),
             next_id: 0,
             work: WorkTotals::default(),
             last_step: None,

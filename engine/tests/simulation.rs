@@ -365,9 +365,9 @@ fn fails_at_any_step(overlapped: bool) {
 fn sequences_give_way_where_a_device_has_no_memory() {
     let start = Instant::now();
     let paged = Config { paged: true, continuous: true, ..Config::ROOMY };
-    let tight = Config { fault: Some(MockFault::OutOfMemoryAbove(2)), ..paged };
     let mut num_preemptions = 0;
-    for seed in 0..20 {
+    for seed in 0..40 {
+        let tight = Config { fault: Some(MockFault::OutOfMemoryAbove(2)), overlapped: seed % 2 == 1, ..paged };
         let load = draw_load(&mut ChaCha8Rng::seed_from_u64(seed), start);
         let outcome = run(tight, &load, start);
         assert!(!outcome.failed && agree(&run(paged, &load, start), &outcome), "seed {seed}");

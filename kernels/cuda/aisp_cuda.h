@@ -114,7 +114,8 @@ typedef struct {
   const void *scales; // NULL for bf16
 } aisp_weight;
 
-// K of the stored rows: k for BF16 and FP8 (a multiple of 8 and 16), else the next multiple of 256.
+// K of the stored rows: k for BF16 and FP8 (a multiple of 8 and 16), else the next multiple of 128; scales reach to the next
+// multiple of 256.
 int32_t aisp_packed_k(int32_t format, int32_t k);
 size_t aisp_weight_data_bytes(int32_t format, int32_t n, int32_t k);
 size_t aisp_weight_scales_bytes(int32_t format, int32_t n, int32_t k);
@@ -178,7 +179,7 @@ typedef struct {
 #define AISP_LINEAR_MAX_ROWS 64
 // With AISP_CTX_PDL, weights are read while the kernel launched just before still runs, so that one must not write them:
 // wait for the stream once after loading.
-// Weight bytes are read once; 1..64 rows; every format. Above 16 rows aisp_gemm_run is faster for bf16. N is a multiple of 16 (32 for SILU_MUL).
+// Weight bytes are read once; 1..64 rows; every format. N is a multiple of 16 (32 for SILU_MUL).
 // Order of sums: K is cut in 8 slices at multiples of 256 (bf16: 128); each slice is summed in order by f32 tensor-core
 // accumulation over K; slices are added in order. It does not depend on T.
 int aisp_linear(const aisp_ctx *ctx, const aisp_weight *w, const aisp_linear_args *args, aisp_stream stream);

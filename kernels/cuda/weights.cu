@@ -187,6 +187,7 @@ int aisp_absmax(const aisp_ctx *ctx, const aisp_bf16 *x, size_t count, float *ou
 int aisp_quantize_weight(const aisp_ctx *ctx, int32_t format, int32_t n, int32_t k, const aisp_bf16 *w, float tensor_scale,
                          void *data, void *scales, aisp_stream stream) {
   const auto *from = reinterpret_cast<const __nv_bfloat16 *>(w);
+  if (format == AISP_FP8 && k % 16) return cudaErrorInvalidValue;
   if (format == AISP_FP8)
     return launch(ctx, quantize_fp8_kernel, n, 256, 0, stream, from, k, static_cast<uint8_t *>(data), static_cast<float *>(scales));
   if (format < AISP_W8G32 || format > AISP_NVFP4) return cudaErrorInvalidValue;
@@ -196,7 +197,7 @@ int aisp_quantize_weight(const aisp_ctx *ctx, int32_t format, int32_t n, int32_t
 }
 
 int aisp_dequantize(const aisp_ctx *ctx, const aisp_weight *w, aisp_bf16 *out, aisp_stream stream) {
-  if (w->k % 8) return cudaErrorInvalidValue;
+  if (w->k % (w->format == AISP_FP8 ? 16 : 8)) return cudaErrorInvalidValue;
   return launch(ctx, dequantize_kernel, ctx->sm_count * 8, 256, 0, stream, *w, reinterpret_cast<__nv_bfloat16 *>(out));
 }
 

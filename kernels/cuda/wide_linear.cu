@@ -489,8 +489,11 @@ int prepare_wide_linear(aisp_ctx *ctx) {
   if (attributes.binaryVersion != 90 || attributes.numRegs < 32) return 0;
   cudaDriverEntryPointQueryResult found;
   void *encode = nullptr;
-  if (int code = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault, &found)) return code;
-  if (found != cudaDriverEntryPointSuccess) return 0;
+  if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault, &found) ||
+      found != cudaDriverEntryPointSuccess) {
+    cudaGetLastError(); // linear.cu does without
+    return 0;
+  }
   ctx->encode_tiled = encode;
   using B = Block<AISP_FP8, 4, 64>;
   for (int splits = 1; splits <= MAX_SPLITS; splits++) {
@@ -516,7 +519,8 @@ extern "C" int aisp_wide_linear(const aisp_ctx *ctx, const aisp_weight *w, const
   using namespace aisp;
   if (!aisp_has_wide_linear(ctx)) return cudaErrorNotSupported;
   if (args->num_rows == 0) return 0;
-  if (args->num_rows < 0 || args->row_ids || w->k % (w->format == AISP_FP8 ? 16 : 8) || args->ldx % 8 || w->n % 16 || (args->x_sumsq && w->k % 16))
+  if (args->num_rows < 0 || args->row_ids || w->k % (w->format == AISP_FP8 ? 16 : 8) || args->ldx % 8 || w->n % 16 || (args->x_sumsq && w->k % 16) ||
+      args->ldo % 8 || w->k <= 0)
     return cudaErrorInvalidValue;
   const Tiles tiles = tiles_of(*w, args->output == AISP_OUT_SILU_MUL);
   switch (w->format) {

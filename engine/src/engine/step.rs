@@ -38,7 +38,11 @@ impl Engine {
         };
         let Some(step) = step else { return Ok(outputs) };
         if self.may_begin_next(&step) {
-            self.under_way = self.begin()?;
+            self.under_way = match self.begin() {
+                // Once this one has ended, sequences can give way.
+                Err(error) if error.is_out_of_memory() => None,
+                begun => begun?,
+            };
             if let Some(next) = &self.under_way {
                 self.engagement.add(Optimization::OverlappedScheduling, next.input.pending.len() as u64);
             }
@@ -73,7 +77,6 @@ impl Engine {
     /// the device has no memory for it, sequences give way until it has.
     fn begin(&mut self) -> Result<Option<Step>, EngineError> {
         let started = (self.clock)();
-        let mut unfinished_copies = Vec::new();
         let (batch, input, keeps_choices) = loop {
             let batch = debug_span!("schedule").in_scope(|| self.scheduler.schedule(self.kv.as_mut(), started));
             if batch.sequences.is_empty() {
@@ -82,13 +85,16 @@ impl Engine {
             let mut input = debug_span!("prepare").in_scope(|| {
                 StepInput::prepare(&batch, self.scheduler.running(), self.kv.as_mut(), self.runner.draws())
             });
-            input.copies.splice(0..0, unfinished_copies);
+            input.copies.splice(0..0, std::mem::take(&mut self.unfinished_copies));
             match debug_span!("forward").in_scope(|| self.launch(&input)) {
                 Ok(keeps_choices) => break (batch, input, keeps_choices),
-                Err(error) if error.is_out_of_memory() && self.scheduler.give_way(self.kv.as_mut()) => {
+                Err(error) if error.is_out_of_memory() => {
+                    self.unfinished_copies = input.copies;
+                    if !self.scheduler.give_way(self.kv.as_mut()) {
+                        return Err(error);
+                    }
                     let left = self.scheduler.running().len();
                     warn!(%error, "no memory for a step: at most {left} sequences run at once from now on");
-                    unfinished_copies = input.copies;
                 }
                 Err(error) => return Err(error),
             }

@@ -278,6 +278,40 @@ impl ModelRunner for CudaRunner {
 
 impl OverlappedRunner for CudaRunner {
     fn submit(&mut self, input: &StepInput, engagement: &mut Engagement) -> Result<(), EngineError> {
+        let submitted = self.put_on_stream(input, engagement);
+        if submitted.is_err() {
+            // What a failed step put on the stream may read its tables, which the next one writes.
+            let _ = self.model.gpu().synchronize();
+        }
+        submitted
+    }
+
+    fn keeps_choices(&self, input: &StepInput) -> bool {
+        let fits = input.token_ids.len() <= self.limits.max_rows();
+        fits && input.logit_rows.len() <= self.limits.max_logit_rows() && input.is_chosen_by_runner()
+    }
+
+    fn collect(&mut self, logits: &mut Logits) -> Result<(), EngineError> {
+        if self.num_collected == self.num_submitted {
+            return Err(EngineError::Runner("no step is under way".into()));
+        }
+        self.model.gpu().make_current()?;
+        let turn = &mut self.turns[self.num_collected % 2];
+        turn.end.wait()?;
+        if let Some(num_chosen) = turn.num_chosen {
+            for (at, &token) in turn.tokens.values()[..num_chosen].iter().enumerate() {
+                turn.logits.choose(at, token as u32);
+            }
+        }
+        std::mem::swap(logits, &mut turn.logits);
+        self.num_collected += 1;
+        Ok(())
+    }
+}
+
+impl CudaRunner {
+    /// A step, from its tables to the tokens on their way back.
+    fn put_on_stream(&mut self, input: &StepInput, engagement: &mut Engagement) -> Result<(), EngineError> {
         // The engine may have moved to another thread since it was built.
         self.model.gpu().make_current()?;
         let turn = self.num_submitted % self.turns.len();
@@ -306,30 +340,6 @@ impl OverlappedRunner for CudaRunner {
         Ok(())
     }
 
-    fn keeps_choices(&self, input: &StepInput) -> bool {
-        let fits = input.token_ids.len() <= self.limits.max_rows();
-        fits && input.logit_rows.len() <= self.limits.max_logit_rows() && input.is_chosen_by_runner()
-    }
-
-    fn collect(&mut self, logits: &mut Logits) -> Result<(), EngineError> {
-        if self.num_collected == self.num_submitted {
-            return Err(EngineError::Runner("no step is under way".into()));
-        }
-        self.model.gpu().make_current()?;
-        let turn = &mut self.turns[self.num_collected % 2];
-        turn.end.wait()?;
-        if let Some(num_chosen) = turn.num_chosen {
-            for (at, &token) in turn.tokens.values()[..num_chosen].iter().enumerate() {
-                turn.logits.choose(at, token as u32);
-            }
-        }
-        std::mem::swap(logits, &mut turn.logits);
-        self.num_collected += 1;
-        Ok(())
-    }
-}
-
-impl CudaRunner {
     /// Adds the gap between the step that had this turn, which ended, and the one after it, if that is one of decodes.
     fn note_gap(&mut self, turn: usize) -> Result<(), EngineError> {
         let after = &self.turns[1 - turn];

@@ -144,7 +144,8 @@ pub fn context_bucket(context_len: usize, max_model_len: usize) -> usize {
 /// A step in the order of the GPU.
 #[derive(Debug, Default)]
 pub struct StepTables {
-    /// Sequences of the step, those of one row first, by their index in the input.
+    /// Sequences of the step by their index in the input: those of one row first, and of these those that want logits, so
+    /// that in a step of such sequences alone the wanted rows are the first on the device, in order.
     order: Vec<usize>,
     /// Row on the device of each row of the input.
     device_rows: Vec<i32>,
@@ -154,8 +155,10 @@ impl StepTables {
     /// The shape of a step. Steps in which every sequence has one row are filled up to a recorded size.
     pub fn shape(&mut self, input: &StepInput, max_model_len: usize) -> StepShape {
         let single = |index: &usize| input.sequences[*index].rows.len() == 1;
+        let wants_logits = |index: &usize| !input.sequences[*index].logits.is_empty();
         self.order.clear();
-        self.order.extend((0..input.sequences.len()).filter(single));
+        self.order.extend((0..input.sequences.len()).filter(|index| single(index) && wants_logits(index)));
+        self.order.extend((0..input.sequences.len()).filter(|index| single(index) && !wants_logits(index)));
         let num_decodes = self.order.len();
         self.order.extend((0..input.sequences.len()).filter(|index| !single(index)));
         let longest = input.sequences.iter().map(SequenceInput::context_len).max().unwrap_or(1);
@@ -350,6 +353,21 @@ mod tests {
         let width = shape.max_blocks();
         assert_eq!(values[layout.prefill_block_tables][width..][..2], [20, 21]);
         assert_eq!(values[layout.block_tables][..3], [10, 11, 12]);
+    }
+
+    #[test]
+    fn wanted_rows_of_decodes_are_the_first_and_in_order() {
+        let mut input = input(&[(20, 1), (33, 1), (40, 1)]);
+        // The first is a part of a prompt.
+        input.logit_rows.remove(0);
+        for (sequence, logits) in input.sequences.iter_mut().zip([0..0, 0..1, 1..2]) {
+            sequence.logits = logits;
+        }
+        let (shape, values) = filled(&input);
+        let layout = shape.layout();
+        assert_eq!(values[layout.logit_rows][..2], [0, 1]);
+        assert_eq!(values[layout.context_lens], [34, 41, 21]);
+        assert_eq!(values[layout.token_ids][..3], [100, 200, 0]);
     }
 
     #[test]

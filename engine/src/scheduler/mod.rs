@@ -201,13 +201,14 @@ impl Scheduler {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// After a step for which the device had no memory: the last in order gives way, and no more sequences than are left
-    /// run at once from now on. False where nobody can: one runs alone, or a step under way still needs their room.
+    /// After a step for which the device had no memory: the last of it gives way, and no more sequences than are left run
+    /// at once from now on. False where nobody can: one runs alone, or a step under way still needs their room.
     pub(crate) fn give_way(&mut self, kv: &mut dyn KvCacheManager) -> bool {
         if self.running.len() < 2 || self.running.iter().any(|sequence| sequence.num_pending_tokens > 0) {
             return false;
         }
-        if let Some(last) = self.running.pop() {
+        if let Some(last) = self.running.iter().rposition(|sequence| sequence.num_scheduled_tokens > 0) {
+            let last = self.running.remove(last);
             self.preempt(last, kv);
             self.counters.num_preemptions += 1;
         }
