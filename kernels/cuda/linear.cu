@@ -114,6 +114,11 @@ struct Columns {
   }
 };
 
+__device__ inline uint32_t int8_codes(uint32_t word, int half) {
+  const float2 codes = int8_pair(word ^ 0x80808080u, half);
+  return pack_bf16(codes.x, codes.y);
+}
+
 // The values of x that a lane will need next, a few pieces of 8 k ahead of the sums: they come from the L2 or the L1, and
 // a stage must not wait for them.
 template <int F, int NT, bool WHOLE>
@@ -218,8 +223,8 @@ __device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, i
           uint32_t a[8]; // group g stands in half g of each word
 #pragma unroll
           for (int i = 0; i < 4; i++) {
-            a[2 * i] = int8_pair(word_of(low[mt], i) ^ 0x80808080u, g ? 0x7652 : 0x7650);
-            a[2 * i + 1] = int8_pair(word_of(high[mt], i) ^ 0x80808080u, g ? 0x7652 : 0x7650);
+            a[2 * i] = int8_codes(word_of(low[mt], i), g);
+            a[2 * i + 1] = int8_codes(word_of(high[mt], i), g);
           }
           const float sl = g ? s_low[mt].y : s_low[mt].x, sh = g ? s_high[mt].y : s_high[mt].x;
 #pragma unroll
@@ -291,12 +296,9 @@ __device__ inline void multiply_stage(float (&acc)[MT][NT][4], uint32_t stage, i
 #pragma unroll
         for (int half = 0; half < 2; half++) {
           const uint32_t four = shared_4(scales_at + (mt * 16 + half * 8 + r) * 16 + chunk * 8 + c / 2 * 4);
-          // e4m3 times 2^118: e2m1 bits stand 2^126 too low, and 448 * 2^126 would overflow; tensor_scale takes 2^8.
           uint32_t s01, unused;
           e4m3x4_to_bf16(c % 2 ? four >> 16 : four, s01, unused);
-          s01 = fma_bf16x2(s01, 0x7a807a80u, 0x80008000u);
-          scale[mt][half][0] = __byte_perm(s01, 0, 0x1010);
-          scale[mt][half][1] = __byte_perm(s01, 0, 0x3232);
+          fp4_scales(scale[mt][half], s01);
         }
       }
 #pragma unroll
@@ -505,8 +507,7 @@ extern "C" int aisp_linear(const aisp_ctx *ctx, const aisp_weight *w, const aisp
   using namespace aisp;
   if (args->num_rows == 0) return 0;
   const bool paired = args->output == AISP_OUT_SILU_MUL;
-  if (args->num_rows < 0 || args->num_rows > AISP_LINEAR_MAX_ROWS || w->k % (w->format == AISP_FP8 ? 16 : 8) ||
-      args->ldx % 8 || w->n % 16 || (args->x_sumsq && w->k % 16))
+  if (!fits(*w, *args) || args->num_rows > AISP_LINEAR_MAX_ROWS)
     return cudaErrorInvalidValue;
   const Tiles tiles = tiles_of(*w, paired);
   // Cards with less shared memory take the rows in parts.

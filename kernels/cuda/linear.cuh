@@ -25,17 +25,31 @@ inline Tiles tiles_of(const aisp_weight &w, bool paired) {
           scale_row_bytes(w.format, w.k), w.n, w.k, w.n / 16, paired};
 }
 
+// Whether both kernels can take these sizes.
+inline bool fits(const aisp_weight &w, const aisp_linear_args &args) {
+  return args.num_rows >= 0 && w.k % (w.format == AISP_FP8 ? 16 : 8) == 0 && args.ldx % 8 == 0 && w.n % 16 == 0 &&
+         !(args.x_sumsq && w.k % 16);
+}
+
 #ifdef __CUDACC__
 __device__ inline uint32_t w4_pair(uint32_t word, int i) {
-  // 0x4300 is 128 in bf16, whose unit in the last place is 1: or-ing a code in adds it. The 128 is taken back through
-  // the sum of x, which the minimum needs in any case.
+  // 0x4300 is 128 in bf16, whose unit in the last place is 1: or-ing a code in adds it. Who multiplies takes the 128
+  // back: linear.cu through the sum of x, which the minimum needs in any case, wide_linear.cu through the minimum.
   return (word >> (4 * i) & 0x000f000fu) | 0x43004300u;
 }
-__device__ inline uint32_t int8_pair(uint32_t biased, int selector) {
-  // Byte b of codes biased by 128 becomes the float 2^23 + b.
-  const float low = __uint_as_float(__byte_perm(biased, 0x4b000000u, selector)) - 8388736.0f;
-  const float high = __uint_as_float(__byte_perm(biased, 0x4b000000u, selector + 1)) - 8388736.0f;
-  return pack_bf16(low, high);
+// Codes 2 `half` and 2 `half` + 1 of a word of int8, biased by 128.
+__device__ inline float2 int8_pair(uint32_t biased, int half) {
+  // Byte b of them becomes the float 2^23 + b.
+  const int selector = half ? 0x7652 : 0x7650;
+  return make_float2(__uint_as_float(__byte_perm(biased, 0x4b000000u, selector)) - 8388736.0f,
+                     __uint_as_float(__byte_perm(biased, 0x4b000000u, selector + 1)) - 8388736.0f);
+}
+// Two neighbouring scales of e2m1 codes, each in both halves of a word, times 2^118: e2m1 bits stand 2^126 too low in bf16,
+// and 448 * 2^126 would overflow; tensor_scale takes 2^8. Factors for fp4_pair().
+__device__ inline void fp4_scales(uint32_t (&scale)[2], uint32_t bf16_pair) {
+  const uint32_t both = fma_bf16x2(bf16_pair, 0x7a807a80u, 0x80008000u);
+  scale[0] = __byte_perm(both, 0, 0x1010);
+  scale[1] = __byte_perm(both, 0, 0x3232);
 }
 __device__ inline uint32_t fp4_pair(uint32_t word, int i, uint32_t scale) {
   const uint32_t code = word >> (4 * i) & 0x000f000fu;
@@ -80,6 +94,58 @@ __device__ inline void finish(const aisp_linear_args &args, const Tiles &tiles, 
   }
 }
 
+__device__ inline void load_8(float (&v)[8], const float *from) {
+  const float4 a = *reinterpret_cast<const float4 *>(from), b = *reinterpret_cast<const float4 *>(from + 4);
+  v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+}
+__device__ inline void store_8(float *to, const float *v) {
+  reinterpret_cast<float4 *>(to)[0] = make_float4(v[0], v[1], v[2], v[3]);
+  reinterpret_cast<float4 *>(to)[1] = make_float4(v[4], v[5], v[6], v[7]);
+}
+__device__ inline void store_8(aisp_bf16 *to, const float *v) {
+  *reinterpret_cast<uint4 *>(to) = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+}
+
+// The same for all 16 columns of row t of a tile; `z` holds both halves.
+__device__ inline void finish_tile(const aisp_linear_args &args, const Tiles &tiles, int tile, int64_t t, float (&z)[16]) {
+  const int at[2] = {half_row(tiles, tile, 0), half_row(tiles, tile, 1)};
+  float v[8];
+  if (args.bias)
+    for (int half = 0; half < 2; half++) {
+      load_8(v, args.bias + at[half]);
+#pragma unroll
+      for (int i = 0; i < 8; i++) z[half * 8 + i] += v[i];
+    }
+  if (args.output == AISP_OUT_SILU_MUL) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) v[i] = silu(z[i]) * z[8 + i];
+    store_8(static_cast<aisp_bf16 *>(args.out) + t * args.ldo + tile * 8, v);
+    return;
+  }
+  float squares = 0;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float *mine = &z[half * 8];
+    const int64_t place = t * args.ldo + at[half];
+    if (args.output == AISP_OUT_BF16) {
+      store_8(static_cast<aisp_bf16 *>(args.out) + place, mine);
+      continue;
+    }
+    if (args.output == AISP_OUT_RESIDUAL) {
+      load_8(v, static_cast<float *>(args.out) + place);
+#pragma unroll
+      for (int i = 0; i < 8; i++) mine[i] += v[i], squares += mine[i] * mine[i];
+    }
+    store_8(static_cast<float *>(args.out) + place, mine);
+    if (args.output == AISP_OUT_RESIDUAL && args.next_norm_weight) {
+      load_8(v, args.next_norm_weight + at[half]);
+#pragma unroll
+      for (int i = 0; i < 8; i++) v[i] *= mine[i];
+      store_8(args.next_x + t * tiles.n + at[half], v);
+    }
+  }
+  if (args.output == AISP_OUT_RESIDUAL && args.next_norm_weight) args.next_sumsq[t * (tiles.n / 16) + tile] = squares;
+}
 #endif
 
 } // namespace aisp

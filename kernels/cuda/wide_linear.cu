@@ -43,12 +43,10 @@ struct Block {
 
 #ifdef AISP_HOPPER
 __device__ inline float2 half_pair(uint32_t bits) { return __half22float2(*reinterpret_cast<const __half2 *>(&bits)); }
-// Codes 2 `half` and 2 `half` + 1 of a word of int8, biased by 128, times their scale.
+// Two int8 codes of a word times their scale.
 __device__ inline uint32_t int8_pair_scaled(uint32_t biased, int half, float scale) {
-  const int selector = half ? 0x7652 : 0x7650;
-  const float low = __uint_as_float(__byte_perm(biased, 0x4b000000u, selector)) - 8388736.0f;
-  const float high = __uint_as_float(__byte_perm(biased, 0x4b000000u, selector + 1)) - 8388736.0f;
-  return pack_bf16(low * scale, high * scale);
+  const float2 codes = int8_pair(biased, half);
+  return pack_bf16(codes.x * scale, codes.y * scale);
 }
 
 // The scales of a lane's two rows, r and r + 8, over SPAN steps: f16 for two groups a step; pairs of f16, scale and minimum,
@@ -131,13 +129,12 @@ __device__ inline void take_weights(uint32_t (&a)[4][4], uint32_t w, const Scale
     units(words, 0);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      // As in linear.cu: e4m3 times 2^118, tensor_scale takes 2^8.
       uint32_t pairs[2];
       e4m3x4_to_bf16(scales.at[half][step], pairs[0], pairs[1]);
 #pragma unroll
       for (int u = 0; u < 2; u++) { // a unit is 32 k
-        const uint32_t both = fma_bf16x2(pairs[u], 0x7a807a80u, 0x80008000u);
-        const uint32_t scale[2] = {__byte_perm(both, 0, 0x1010), __byte_perm(both, 0, 0x3232)};
+        uint32_t scale[2];
+        fp4_scales(scale, pairs[u]);
 #pragma unroll
         for (int j = 0; j < 4; j++) a[2 * u + j / 2][2 * (j % 2) + half] = fp4_pair(words[2 * u + half], j, scale[j / 2]);
       }
@@ -169,59 +166,6 @@ __device__ inline void row_norms(float *scales, const aisp_linear_args &args, in
     for (int offset = 4; offset; offset >>= 1) sum += __shfl_xor_sync(ALL_LANES, sum, offset);
     if (t < end && lane % 8 == 0) scales[t] = rsqrtf(sum / k + args.eps);
   }
-}
-
-__device__ inline void load_8(float (&v)[8], const float *from) {
-  const float4 a = *reinterpret_cast<const float4 *>(from), b = *reinterpret_cast<const float4 *>(from + 4);
-  v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
-}
-__device__ inline void store_8(float *to, const float *v) {
-  reinterpret_cast<float4 *>(to)[0] = make_float4(v[0], v[1], v[2], v[3]);
-  reinterpret_cast<float4 *>(to)[1] = make_float4(v[4], v[5], v[6], v[7]);
-}
-__device__ inline void store_8(aisp_bf16 *to, const float *v) {
-  *reinterpret_cast<uint4 *>(to) = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
-}
-
-// What becomes of row t of a tile: what linear.cuh's finish() does value by value. `z` holds both halves.
-__device__ inline void finish_tile(const aisp_linear_args &args, const Tiles &tiles, int tile, int64_t t, float (&z)[16]) {
-  const int at[2] = {half_row(tiles, tile, 0), half_row(tiles, tile, 1)};
-  float v[8];
-  if (args.bias)
-    for (int half = 0; half < 2; half++) {
-      load_8(v, args.bias + at[half]);
-#pragma unroll
-      for (int i = 0; i < 8; i++) z[half * 8 + i] += v[i];
-    }
-  if (args.output == AISP_OUT_SILU_MUL) {
-#pragma unroll
-    for (int i = 0; i < 8; i++) v[i] = silu(z[i]) * z[8 + i];
-    store_8(static_cast<aisp_bf16 *>(args.out) + t * args.ldo + tile * 8, v);
-    return;
-  }
-  float squares = 0;
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    float *mine = &z[half * 8];
-    const int64_t place = t * args.ldo + at[half];
-    if (args.output == AISP_OUT_BF16) {
-      store_8(static_cast<aisp_bf16 *>(args.out) + place, mine);
-      continue;
-    }
-    if (args.output == AISP_OUT_RESIDUAL) {
-      load_8(v, static_cast<float *>(args.out) + place);
-#pragma unroll
-      for (int i = 0; i < 8; i++) mine[i] += v[i], squares += mine[i] * mine[i];
-    }
-    store_8(static_cast<float *>(args.out) + place, mine);
-    if (args.output == AISP_OUT_RESIDUAL && args.next_norm_weight) {
-      load_8(v, args.next_norm_weight + at[half]);
-#pragma unroll
-      for (int i = 0; i < 8; i++) v[i] *= mine[i];
-      store_8(args.next_x + t * tiles.n + at[half], v);
-    }
-  }
-  if (args.output == AISP_OUT_RESIDUAL && args.next_norm_weight) args.next_sumsq[t * (tiles.n / 16) + tile] = squares;
 }
 #endif
 
@@ -519,8 +463,7 @@ extern "C" int aisp_wide_linear(const aisp_ctx *ctx, const aisp_weight *w, const
   using namespace aisp;
   if (!aisp_has_wide_linear(ctx)) return cudaErrorNotSupported;
   if (args->num_rows == 0) return 0;
-  if (args->num_rows < 0 || args->row_ids || w->k % (w->format == AISP_FP8 ? 16 : 8) || args->ldx % 8 || w->n % 16 || (args->x_sumsq && w->k % 16) ||
-      args->ldo % 8 || w->k <= 0)
+  if (!fits(*w, *args) || args->row_ids || args->ldo % 8 || w->k <= 0)
     return cudaErrorInvalidValue;
   const Tiles tiles = tiles_of(*w, args->output == AISP_OUT_SILU_MUL);
   switch (w->format) {

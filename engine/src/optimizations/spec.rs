@@ -75,6 +75,24 @@ impl Spec {
         counts: "tokens through converted weights",
         source: "",
     };
+
+    /// What the switches for products of many rows on a GPU have in common.
+    pub(super) const MANY_ROWS: Self = Self {
+        name: "",
+        summary: "",
+        slot: Slot::Products,
+        baseline: "own kernels",
+        saves: &[Saving::Time],
+        exactness: Exactness::Tolerance,
+        bound: Some(LogitBound::KERNEL),
+        requires: &[Optimization::FusedOps],
+        conflicts: &[],
+        devices: Devices::Cuda,
+        in_all: true,
+        engages_when: "",
+        counts: "",
+        source: "",
+    };
 }
 
 /// A part of the engine with more than one implementation.

@@ -114,7 +114,7 @@ impl CudaDecoder {
     fn tune_library(&mut self, w: &Workspace, logits: &DeviceBuffer<f32>) -> Result<(), EngineError> {
         let (Some(gemms), Some(layer)) = (&mut self.gemms, self.layers.first()) else { return Ok(()) };
         let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
-        let Gemms { qkv, o, gate_up, down, head: head_gemm, scratch, .. } = gemms;
+        let Gemms { qkv, o, gate_up, down, head: head_gemm, scratch } = gemms;
         // In a step no weight is in the cache.
         let flush = DeviceBuffer::<u8>::zeroed(&self.gpu, 2 * self.gpu.info().l2_bytes, FLUSH)?;
         for rows in TIMED_ROWS.into_iter().filter(|rows| *rows <= w.max_rows) {
