@@ -314,6 +314,49 @@ int aisp_copy_blocks(const aisp_ctx *ctx, const aisp_kv_layer *kv, const int32_t
 size_t aisp_kv_row_bytes(int32_t kv_format, int32_t head_dim);
 size_t aisp_kv_scale_bytes(int32_t kv_format, int32_t head_dim);
 
+// ---------------------------------------------------------------------------------------- all layers in one kernel
+
+// The layers of a decoder as aisp_megakernel takes them. Weights of one format; sizes are those of every layer.
+typedef struct {
+  aisp_weight qkv, o, gate_up, down;   // qkv [(NH + 2 KVH) D, H], o [H, NH D], gate_up [2 I, H], down [H, I]
+  const float *qkv_bias;               // NULL or f32 [(NH + 2 KVH) D]
+  const float *post_attention_norm;    // f32 [H]
+  const float *next_norm;              // f32 [H], of the next layer, or the one before the head
+  const float *q_norm, *k_norm;        // NULL or f32 [D] (Qwen3)
+  void *k, *v, *k_scales, *v_scales;   // the layer's pool, as in aisp_kv_layer
+} aisp_decoder_layer;
+typedef struct {
+  int32_t num_layers, num_heads;
+  int32_t max_context_len;             // the largest that a step may have
+  int32_t sliding_window;              // 0 = none
+  float scale;                         // of attention scores
+  float eps;                           // of the norms
+  aisp_rope rope;                      // q_norm and k_norm are taken from the layers
+  aisp_kv_layer kv;                    // format, heads and dim; its pointers are not read
+} aisp_decoder;
+typedef struct aisp_megakernel aisp_megakernel; // one decoder, and what its blocks tell each other
+
+// What a step of one row works on; what an op of its own would read and write.
+typedef struct {
+  float *residual;              // [H]: of aisp_embedding; then of the last layer
+  aisp_bf16 *x;                 // [H]: next_x of aisp_embedding; then of the last layer
+  float *sumsq;                 // [H / 16]: next_sumsq, likewise
+  const int32_t *positions;     // [1]
+  const int32_t *slot_mapping;  // [1]
+  const int32_t *block_tables;  // [max_blocks]
+  const int32_t *context_lens;  // [1]
+} aisp_megakernel_args;
+
+// Copies the layers' descriptions to the device. At load: it waits on the host. 801 where there is no code for it: cards
+// other than sm_90, head_dim other than 64 and 128, groups of more than 8 heads, layers of several formats, sizes that
+// do not fit in shared memory, cards on which not all blocks run at once.
+int aisp_megakernel_create(const aisp_ctx *ctx, const aisp_decoder *decoder, const aisp_decoder_layer *layers, aisp_megakernel **out);
+int aisp_megakernel_destroy(aisp_megakernel *mega);
+// All layers for one row: aisp_linear, aisp_rope_store and aisp_decode_attention of each in turn, with the same bits.
+// One at a time: calls with the same object follow each other in a stream. A step that never ends because a block
+// failed becomes an error (cudaErrorLaunchFailure) after seconds.
+int aisp_megakernel_run(const aisp_ctx *ctx, const aisp_megakernel *mega, const aisp_megakernel_args *args, aisp_stream stream);
+
 // ------------------------------------------------------------------------------------------------------ sampling
 
 // token_ids[r] = index of the largest logit of row r, the lowest index among equals; 0x7fffffff for a row

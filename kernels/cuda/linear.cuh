@@ -31,6 +31,8 @@ inline bool fits(const aisp_weight &w, const aisp_linear_args &args) {
          !(args.x_sumsq && w.k % 16);
 }
 
+constexpr float NVFP4_LATER = 256.0f;
+
 #ifdef __CUDACC__
 __device__ inline uint32_t w4_pair(uint32_t word, int i) {
   // 0x4300 is 128 in bf16, whose unit in the last place is 1: or-ing a code in adds it. Who multiplies takes the 128
@@ -45,7 +47,7 @@ __device__ inline float2 int8_pair(uint32_t biased, int half) {
                      __uint_as_float(__byte_perm(biased, 0x4b000000u, selector + 1)) - 8388736.0f);
 }
 // Two neighbouring scales of e2m1 codes, each in both halves of a word, times 2^118: e2m1 bits stand 2^126 too low in bf16,
-// and 448 * 2^126 would overflow; tensor_scale takes 2^8. Factors for fp4_pair().
+// and 448 * 2^126 would overflow; tensor_scale takes NVFP4_LATER. Factors for fp4_pair().
 __device__ inline void fp4_scales(uint32_t (&scale)[2], uint32_t bf16_pair) {
   const uint32_t both = fma_bf16x2(bf16_pair, 0x7a807a80u, 0x80008000u);
   scale[0] = __byte_perm(both, 0, 0x1010);

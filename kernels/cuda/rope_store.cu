@@ -3,15 +3,14 @@
 // Formula    (a, b) -> (a cos - b sin, a sin + b cos) for each pair of a head; pairs by aisp_rope.style.
 // Shapes     qkv [T, (NH + 2 KVH) D], q [T, NH, D], pool by aisp_kv_layer.
 // Bytes      qkv once, q and the pool's rows once, D cosines and sines a token.
-// Launch     a warp a head, four heads a block; a lane holds pairs lane, lane + 32, ...; for fp4, 8 values in a row.
-// Sums       squares of a head in f32: a lane's pairs in order, then lanes by halves.
-#include "common.cuh"
+// Launch     a warp a head, four heads a block.
+// Sums       see rope.cuh.
+#include "rope.cuh"
 
 namespace aisp {
 namespace {
 
 constexpr int HEADS_A_BLOCK = 4;
-constexpr int MAX_PAIRS = 4; // a lane's share of a head of 256
 
 template <bool F32>
 __device__ inline float load_value(const void *at, int64_t i) {
@@ -19,128 +18,33 @@ __device__ inline float load_value(const void *at, int64_t i) {
   return __bfloat162float(static_cast<const __nv_bfloat16 *>(at)[i]);
 }
 
-// A head in natural order to 4 bits: a lane takes 8 values, two lanes share a scale.
-__device__ inline void store_fp4(const float *head, int dim, uint32_t *codes, uint16_t *scales) {
-  const int lane = threadIdx.x & 31;
-  const bool mine = lane < dim / 8;
-  float x[8], most = 0;
-#pragma unroll
-  for (int i = 0; i < 8; i++) {
-    x[i] = mine ? head[8 * lane + i] : 0.0f;
-    most = fmaxf(most, fabsf(x[i]));
-  }
-  most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
-  const uint32_t bits = min((__float_as_uint(most / 6.0f) + 0xffffu) >> 16, 0x7f7fu);
-  const float scale = __uint_as_float(bits << 16), by = scale > 2e-30f ? 1.0f / scale : 0.0f;
-  uint32_t word = 0;
-#pragma unroll
-  for (int i = 0; i < 8; i++) word |= float_to_e2m1(x[i] * by) << (4 * (i / 2) + 16 * (i & 1));
-  if (!mine) return;
-  codes[lane] = word;
-  if (lane % 2 == 0) scales[lane / 2] = (uint16_t)bits;
-}
-
 template <bool F32>
 __global__ void __launch_bounds__(32 * HEADS_A_BLOCK)
     rope_store_kernel(const void *qkv, const aisp_rope rope, const int32_t *positions, const int32_t *slot_mapping, int num_heads,
                       const aisp_kv_layer kv, __nv_bfloat16 *q) {
+  __shared__ float natural[HEADS_A_BLOCK][64 * MAX_PAIRS];
   pdl_wait();
   pdl_launch();
-  const int lane = threadIdx.x & 31;
-  const int head = blockIdx.y * HEADS_A_BLOCK + (threadIdx.x >> 5);
-  const int kvh = kv.num_kv_heads, dim = kv.head_dim, pairs = dim / 2;
+  const int index = blockIdx.y * HEADS_A_BLOCK + (threadIdx.x >> 5);
+  const int kvh = kv.num_kv_heads, dim = kv.head_dim;
   const int all_heads = num_heads + 2 * kvh;
-  if (head >= all_heads) return;
+  if (index >= all_heads) return;
   const int64_t t = blockIdx.x;
-  const int64_t from = (t * all_heads + head) * dim;
-  const bool is_q = head < num_heads, is_v = head >= num_heads + kvh;
+  const int64_t from = (t * all_heads + index) * dim;
+  const bool is_q = index < num_heads, is_v = index >= num_heads + kvh;
   const int slot = is_q ? 0 : slot_mapping[t];
   if (slot < 0) return;
 
-  // V keeps its order; pairs of neighbours serve it.
-  const bool split = !is_v && rope.style == AISP_ROPE_NEOX;
-  float a[MAX_PAIRS], b[MAX_PAIRS];
+  Head head;
+  head.pairs = dim / 2, head.apart = !is_v && rope.style == AISP_ROPE_NEOX;
 #pragma unroll
   for (int j = 0; j < MAX_PAIRS; j++) {
-    const int i = lane + 32 * j;
-    a[j] = b[j] = 0;
-    if (i < pairs) {
-      a[j] = load_value<F32>(qkv, from + (split ? i : 2 * i));
-      b[j] = load_value<F32>(qkv, from + (split ? i + pairs : 2 * i + 1));
-    }
+    head.a[j] = head.has(j) ? load_value<F32>(qkv, from + head.a_at(j)) : 0;
+    head.b[j] = head.has(j) ? load_value<F32>(qkv, from + head.b_at(j)) : 0;
   }
-  if (!is_v) {
-    const float *weight = is_q ? rope.q_norm : rope.k_norm;
-    if (weight) {
-      float sum = 0;
-#pragma unroll
-      for (int j = 0; j < MAX_PAIRS; j++) sum += a[j] * a[j] + b[j] * b[j];
-      const float scale = rsqrtf(warp_sum(sum) / dim + rope.norm_eps);
-#pragma unroll
-      for (int j = 0; j < MAX_PAIRS; j++) {
-        const int i = lane + 32 * j;
-        if (i < pairs) {
-          a[j] *= scale * weight[split ? i : 2 * i];
-          b[j] *= scale * weight[split ? i + pairs : 2 * i + 1];
-        }
-      }
-    }
-    const int64_t row = (int64_t)positions[t] * pairs;
-#pragma unroll
-    for (int j = 0; j < MAX_PAIRS; j++) {
-      const int i = lane + 32 * j;
-      if (i < pairs) {
-        const float cos = rope.cos[row + i], sin = rope.sin[row + i], x = a[j], y = b[j];
-        a[j] = x * cos - y * sin;
-        b[j] = x * sin + y * cos;
-      }
-    }
-  }
-
-  const int kv_head = (head - num_heads) % kvh;
-  const int64_t at = ((int64_t)(slot / AISP_BLOCK_SIZE) * kvh + kv_head) * AISP_BLOCK_SIZE + slot % AISP_BLOCK_SIZE;
-  if (!is_q && kv.kv_format == AISP_KV_FP4) {
-    __shared__ float natural[HEADS_A_BLOCK][64 * MAX_PAIRS];
-    float *mine = natural[threadIdx.x >> 5];
-#pragma unroll
-    for (int j = 0; j < MAX_PAIRS; j++) {
-      const int i = lane + 32 * j;
-      if (i < pairs) mine[split ? i : 2 * i] = a[j], mine[split ? i + pairs : 2 * i + 1] = b[j];
-    }
-    __syncwarp();
-    store_fp4(mine, dim, static_cast<uint32_t *>(is_v ? kv.v : kv.k) + at * (dim / 8),
-              static_cast<uint16_t *>(is_v ? kv.v_scales : kv.k_scales) + at * (dim / 16));
-    return;
-  }
-  if (!is_q && kv.kv_format == AISP_KV_FP8) {
-    float most = 0;
-#pragma unroll
-    for (int j = 0; j < MAX_PAIRS; j++) most = fmaxf(most, fmaxf(fabsf(a[j]), fabsf(b[j])));
-    const float scale = fmaxf(warp_max(most), 1e-30f) / 448.0f;
-    uint8_t *to = static_cast<uint8_t *>(is_v ? kv.v : kv.k) + at * dim;
-    if (lane == 0) static_cast<float *>(is_v ? kv.v_scales : kv.k_scales)[at] = scale;
-#pragma unroll
-    for (int j = 0; j < MAX_PAIRS; j++) {
-      const int i = lane + 32 * j;
-      if (i < pairs) {
-        to[split ? i : 2 * i] = float_to_e4m3(a[j] / scale);
-        to[split ? i + pairs : 2 * i + 1] = float_to_e4m3(b[j] / scale);
-      }
-    }
-    return;
-  }
-  __nv_bfloat16 *to = is_q ? q + (t * num_heads + head) * dim : static_cast<__nv_bfloat16 *>(is_v ? kv.v : kv.k) + at * dim;
-#pragma unroll
-  for (int j = 0; j < MAX_PAIRS; j++) {
-    const int i = lane + 32 * j;
-    if (i >= pairs) continue;
-    if (split) {
-      to[i] = __float2bfloat16_rn(a[j]);
-      to[i + pairs] = __float2bfloat16_rn(b[j]);
-    } else {
-      *reinterpret_cast<uint32_t *>(to + 2 * i) = pack_bf16(a[j], b[j]);
-    }
-  }
+  if (!is_v) turn_head(head, Turn(rope, positions[t], head.pairs), is_q ? rope.q_norm : rope.k_norm, rope.norm_eps);
+  if (is_q) store_bf16(head, q + (t * num_heads + index) * dim);
+  else store_kv(head, kv, kv.kv_format, is_v, (index - num_heads) % kvh, slot, natural[threadIdx.x >> 5]);
 }
 
 // A block a pair of blocks; 16 bytes a thread a turn. All formats' blocks and scales are multiples of that.

@@ -471,7 +471,7 @@ extern "C" int aisp_wide_linear(const aisp_ctx *ctx, const aisp_weight *w, const
     case AISP_FP8: return choose_wide_rows<AISP_FP8>(ctx, tiles, 1, *args, stream);
     case AISP_W8G32: return choose_wide_rows<AISP_W8G32>(ctx, tiles, 1, *args, stream);
     case AISP_W4G32: return choose_wide_rows<AISP_W4G32>(ctx, tiles, 1, *args, stream);
-    case AISP_NVFP4: return choose_wide_rows<AISP_NVFP4>(ctx, tiles, w->tensor_scale * 256.0f, *args, stream);
+    case AISP_NVFP4: return choose_wide_rows<AISP_NVFP4>(ctx, tiles, w->tensor_scale * NVFP4_LATER, *args, stream);
     default: return cudaErrorInvalidValue;
   }
 }

@@ -230,6 +230,7 @@ struct Step {
     ids.put(id), positions.put(p), slots.put(slot), lens.put(len), cu.put(starts);
   }
 
+  ~Step() { CK(aisp_megakernel_destroy(mega)); }
   aisp_kv_layer kv(int l) { return {k[l].ptr, v[l].ptr, nullptr, nullptr, AISP_KV_BF16, m.s.kvh, m.s.dim}; }
   aisp_rope rope() { return {m.cos.ptr, m.sin.ptr, AISP_ROPE_NEOX, nullptr, nullptr, 1e-5f}; }
   void attend(int l) {
@@ -255,11 +256,25 @@ struct Step {
     if (next) args.next_norm_weight = m.norm.ptr, args.next_x = x.ptr, args.next_sumsq = sumsq.ptr;
     CK(product(CTX, &view, &args, STREAM));
   }
-  // All linears our own, norms folded into them.
-  void fused() {
+  aisp_megakernel *mega = nullptr;
+  // Makes the kernel of all layers; false where there is none for the shape.
+  bool make_mega() {
+    std::vector<aisp_decoder_layer> layers;
+    for (int l = 0; l < m.s.layers; l++)
+      layers.push_back({m.qkv[l].view(), m.o[l].view(), m.gate_up[l].view(), m.down[l].view(), nullptr, m.norm.ptr, m.norm.ptr, nullptr, nullptr, k[l].ptr,
+                        v[l].ptr, nullptr, nullptr});
+    const aisp_decoder decoder = {m.s.layers, m.s.heads, context, 0, 1 / std::sqrt((float)m.s.dim), 1e-5f, rope(), kv(0)};
+    return aisp_megakernel_create(CTX, &decoder, layers.data(), &mega) == 0;
+  }
+  // All linears our own, norms folded into them; layers one by one, or all in one kernel.
+  void fused(bool whole = false) {
     const aisp_weight table = m.s.tied ? m.head.view() : m.embed.view();
     CK(aisp_embedding(CTX, &table, ids.ptr, nullptr, 0, (int)ids.count, residual.ptr, m.norm.ptr, x.ptr, sumsq.ptr, STREAM));
-    for (int l = 0; l < m.s.layers; l++) {
+    if (whole) {
+      const aisp_megakernel_args args = {residual.ptr, x.ptr, sumsq.ptr, positions.ptr, slots.ptr, tables.ptr, lens.ptr};
+      CK(aisp_megakernel_run(CTX, mega, &args, STREAM));
+    }
+    for (int l = 0; l < (whole ? 0 : m.s.layers); l++) {
       linear(m.qkv[l], x.ptr, AISP_OUT_F32, qkv.ptr, true, false);
       attend(l);
       linear(m.o[l], attention.ptr, AISP_OUT_RESIDUAL, residual.ptr, false, true);
@@ -330,6 +345,11 @@ static void bench_step() {
             ms = time_graph([&] { step.fused(); }, 9, &nodes) / 1000;
             std::printf("%s %s batch %d context %d: %s %.3f ms, floor %.3f, share %.2f, %zu nodes, KV %.2f GB\n", shape.name, format_name.c_str(),
                         batch, context, wide ? "wide" : "few rows", ms, floor_ms, floor_ms / ms, nodes, kv_bytes / 1e9);
+          }
+          if (batch == 1 && step.make_mega()) {
+            ms = time_graph([&] { step.fused(true); }, 9, &nodes) / 1000;
+            std::printf("%s %s batch %d context %d: megakernel %.3f ms, floor %.3f, share %.2f, %zu nodes\n", shape.name, format_name.c_str(), batch,
+                        context, ms, floor_ms, floor_ms / ms, nodes);
           }
           if (format_name == "bf16" && batch > 8 && aisp_ctx_has_cublaslt(CTX)) {
             step.tune();
