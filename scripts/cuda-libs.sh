@@ -2,7 +2,8 @@
 # Finds the CUDA run-time libraries that a binary built with `cuda` opens when it starts on a GPU (cuBLAS, cuBLASLt,
 # cuRAND, NVRTC), or fetches them from PyPI into DIR, and prints where they are:
 #   eval "$(scripts/cuda-libs.sh)" && target/release/aisp-serve --device cuda
-# The driver is the system's; own kernels need cuBLASLt only for `library-gemm`, the candle baseline needs all four.
+# The driver is the system's; own kernels need cuBLASLt only for `library-gemm` and `activations-fp8`, the candle baseline
+# needs all four.
 set -euo pipefail
 dir=${1:-$(cd "$(dirname "$0")/.." && pwd)/target/cuda}
 wanted=(libcublas.so.13 libcublasLt.so.13 libcurand.so.10 libnvrtc.so.13)

@@ -33,7 +33,7 @@ mod build {
     use crate::loader::{self, LoadOptions, ModelSource};
     use crate::model::{CudaDecoder, ModelConfig, PackedWeights, Workspace, WorkspaceSize};
     use crate::optimizations::Optimization;
-    use crate::plan::{KvTypeKind, LoadingKind, Plan, ProductsKind};
+    use crate::plan::{ActivationKind, KvTypeKind, LoadingKind, Plan, ProductsKind};
     use crate::runner::{CudaLimits, CudaRunner};
 
     /// Part of the device's memory that everything together takes when it is not given.
@@ -135,11 +135,13 @@ mod build {
     }
 
     fn workspace_size(limits: &CudaLimits, plan: &Plan) -> WorkspaceSize {
+        let fp8 = plan.activations == ActivationKind::Fp8;
         WorkspaceSize {
             max_rows: limits.max_rows(),
             max_sequences: limits.max_sequences(),
             max_context_len: limits.max_model_len.next_multiple_of(BLOCK_SIZE),
-            library: plan.products == ProductsKind::Library,
+            library: plan.products == ProductsKind::Library || fp8,
+            fp8,
         }
     }
 }

@@ -25,6 +25,8 @@ pub struct Plan {
     pub wide_products: WideProductsKind,
     /// Who computes products of many rows on a GPU.
     pub products: ProductsKind,
+    /// What products of many rows multiply with fp8 weights on a GPU.
+    pub activations: ActivationKind,
     /// How the ops of a step are started.
     pub execution: ExecutionKind,
     /// When a step begins.
@@ -51,6 +53,7 @@ impl Plan {
         pointwise: PointwiseKind::Composed,
         wide_products: WideProductsKind::FewRows,
         products: ProductsKind::Own,
+        activations: ActivationKind::Bf16,
         execution: ExecutionKind::Eager,
         step_loop: StepLoopKind::Synchronous,
         loading: LoadingKind::Heap,
@@ -175,6 +178,15 @@ pub enum ProductsKind {
     Own,
     /// cuBLASLt.
     Library,
+}
+
+/// Choices of the activation type slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ActivationKind {
+    /// As they lie between ops.
+    Bf16,
+    /// 8-bit floats with a scale for each row.
+    Fp8,
 }
 
 /// Choices of the execution slot.

@@ -96,6 +96,87 @@ fn fewer_bits_keep_their_bounds() {
     }
 }
 
+/// All rows in one step, of which no other product that was asked for is allowed: `forced` sees that they ran.
+#[test]
+#[ignore = "needs an NVIDIA GPU: make test-cuda"]
+fn activations_in_fp8_keep_their_bound() {
+    let (switch, name) = (Optimization::ActivationsFp8, Optimization::ActivationsFp8.name());
+    let bound = switch.bound_on(DeviceKind::Cuda).unwrap();
+    let exact = Run::on_cpu(PLAIN).forced(&Selection::none());
+    let run = Run { max_num_batched_tokens: 512, ..on_gpu(PLAIN) };
+    let weights = report("weights-fp8", PLAIN, distance(&exact, &run.forced(&with(&[Optimization::WeightsFp8]))));
+    let measured = report(name, PLAIN, distance(&exact, &run.forced(&with(&[switch]))));
+    assert!(measured.within(bound), "{measured:?} is beyond {bound:?}");
+    assert!(measured.mean_kl > weights.mean_kl, "{measured:?} lost nothing: against {weights:?} x was not rounded");
+    // The second part of the text reads the first from a wrong block.
+    let parts = Run { fault: Fault::OffByOneBlock, max_num_batched_tokens: 256, ..run };
+    let wrong = parts.forced(&with(&[switch, Optimization::ChunkedPrefill]));
+    let wrong = report("wrong block", PLAIN, distance(&exact, &wrong));
+    assert!(!wrong.within(bound), "{wrong:?}");
+}
+
+/// Weights that are quantized in the checkpoint are not fp8: their products stay as they are, and that is said.
+#[test]
+#[ignore = "needs an NVIDIA GPU: make test-cuda"]
+fn activations_are_rounded_beside_fp8_weights_only() {
+    let tokens = Engine::builder().build().unwrap().tokenizer().unwrap().encode(TEXT, false).unwrap();
+    // A step of the whole prompt is fp8's; of the steps of one row after it none is.
+    for (model, expected) in [("", 0), (PLAIN, 150)] {
+        let builder = builder(&with(&[Optimization::ActivationsFp8])).model(model.parse().unwrap());
+        let mut engine = builder.build().unwrap();
+        engine.add_request(Request::new(tokens[..150].to_vec(), SamplingParams::greedy(4))).unwrap();
+        while engine.has_unfinished() {
+            engine.step().unwrap();
+        }
+        let status = engine.optimizations().into_iter().find(|status| status.name == "activations-fp8").unwrap();
+        assert_eq!((status.requested, status.engaged, status.count), (true, expected > 0, expected), "`{model}`");
+    }
+}
+
+/// The plain model with biases on Q, K and V, as Qwen2 has them.
+fn biased(folder: &Path) {
+    let read = |name: &str| std::fs::read(Path::new(PLAIN).join(name)).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&read("config.json")).unwrap();
+    (config["architectures"], config["model_type"]) = (serde_json::json!(["Qwen2ForCausalLM"]), "qwen2".into());
+    let file = read("model.safetensors");
+    let (length, rest) = file.split_first_chunk().unwrap();
+    let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
+    let mut header: serde_json::Value = serde_json::from_slice(header).unwrap();
+    let mut data = data.to_vec();
+    for (layer, (part, len)) in (0..6).flat_map(|layer| [("q", 192), ("k", 64), ("v", 64)].map(|part| (layer, part))) {
+        let start = data.len();
+        let values = (0..len).map(|at| half::bf16::from_f32(0.06 * (at as f32 + layer as f32).sin()));
+        data.extend(values.flat_map(half::bf16::to_le_bytes));
+        header[format!("model.layers.{layer}.self_attn.{part}_proj.bias")] =
+            serde_json::json!({ "dtype": "BF16", "shape": [len], "data_offsets": [start, data.len()] });
+    }
+    let header = header.to_string();
+    let length = (header.len() as u64).to_le_bytes();
+    let written = [&length[..], header.as_bytes(), &data].concat();
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    std::fs::write(folder.join("tokenizer.json"), read("tokenizer.json")).unwrap();
+    std::fs::write(folder.join("model.safetensors"), written).unwrap();
+}
+
+/// cuBLASLt adds no bias: such projections are own kernels' in steps that are cuBLASLt's otherwise.
+#[test]
+#[ignore = "needs an NVIDIA GPU: make test-cuda"]
+fn biases_are_not_lost_beside_products_of_the_library() {
+    let folder = tempfile::tempdir().unwrap();
+    biased(folder.path());
+    let model = folder.path().to_str().unwrap();
+    let exact = Run::on_cpu(model).forced(&Selection::none());
+    let lost = report("without biases", PLAIN, distance(&exact, &Run::on_cpu(PLAIN).forced(&Selection::none())));
+    for switch in [Optimization::LibraryGemm, Optimization::ActivationsFp8] {
+        // Of the plain model the other bounds are; one position alone may be worse here.
+        let bound = switch.bound_on(DeviceKind::Cuda).unwrap().mean_kl;
+        assert!(lost.mean_kl > 4.0 * bound, "{lost:?}");
+        let run = Run { max_num_batched_tokens: 512, ..on_gpu(model) };
+        let measured = report(switch.name(), "biased", distance(&exact, &run.forced(&with(&[switch]))));
+        assert!(measured.mean_kl <= bound, "{}: {measured:?} is beyond {bound}", switch.name());
+    }
+}
+
 #[test]
 #[ignore = "needs an NVIDIA GPU: make test-cuda"]
 fn a_wrong_block_is_beyond_the_bound() {

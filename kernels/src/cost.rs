@@ -27,11 +27,13 @@ pub enum Arithmetic {
     Bf16,
     /// 8-bit integers, summed in 32 bits.
     Int8,
+    /// 8-bit floats, summed in f32.
+    Fp8,
 }
 
 impl Arithmetic {
     /// Every kind, in rising order of peak.
-    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Int8];
+    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::Int8, Self::Fp8];
 
     /// The name under which peaks are kept.
     pub fn name(self) -> &'static str {
@@ -39,6 +41,7 @@ impl Arithmetic {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
+            Self::Fp8 => "fp8",
         }
     }
 }

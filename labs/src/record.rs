@@ -220,7 +220,7 @@ pub struct Ceilings {
     pub read_gbytes_per_s: f64,
     /// Memory copied by all cores, bytes read plus bytes written, 10^9 a second.
     pub copy_gbytes_per_s: f64,
-    /// Peak by type (`f32`, `bf16`, `int8`), 10^9 operations a second.
+    /// Peak by type (`f32`, `bf16`, `int8`, `fp8`), 10^9 operations a second.
     pub peak_gflops_per_s: BTreeMap<String, f64>,
 }
 

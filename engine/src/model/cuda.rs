@@ -3,18 +3,20 @@
 //!
 //! A step is a series of launches whose addresses and shapes follow from its [`StepShape`] alone, so that it can be
 //! recorded. Rows are computed 64 at a time by kernels whose bits do not depend on how many there are; with
-//! `wgmma-linear` or `library-gemm`, steps of many rows are computed whole.
+//! `wgmma-linear`, `library-gemm` or `activations-fp8`, steps of many rows are computed whole.
 
 mod products;
 
 use std::sync::Arc;
 
+use aisp_kernels::Arithmetic;
 use aisp_kernels::cuda::{
     CudaError, CudaKv, DecodeAttention, DeviceBuffer, DeviceSlice, DeviceWeight, Gpu, LINEAR_MAX_ROWS, LinearInput,
     LinearOutput, PrefillAttention, Rope, RopeNorms, Rows, WeightFormat,
 };
-use products::Gemms;
+use aisp_kernels::linear::LinearWork;
 pub use products::Products;
+use products::{Gemms, LayerGemms};
 
 use super::config::ModelConfig;
 use super::cuda_weights::CudaTake;
@@ -24,7 +26,7 @@ use super::take::PackedWeights;
 use super::weights::Weights;
 use super::work::MatrixWork;
 use crate::error::EngineError;
-use crate::plan::{Plan, ProductsKind, WeightKind, WideProductsKind};
+use crate::plan::{Plan, WeightKind, WideProductsKind};
 use crate::runner::StepShape;
 
 const ROPE: (&str, &str) = ("the rotary table", "--max-model-len");
@@ -104,9 +106,7 @@ impl CudaDecoder {
             wide: plan.wide_products == WideProductsKind::Wgmma && gpu.has_wide_linear(),
             fastest: Vec::new(),
         };
-        if plan.products == ProductsKind::Library {
-            decoder.gemms = Some(decoder.plan_products()?);
-        }
+        decoder.gemms = decoder.plan_products(plan)?;
         Ok((decoder, packed))
     }
 
@@ -117,11 +117,13 @@ impl CudaDecoder {
 
     /// What its matrices take.
     pub fn matrices(&self) -> MatrixWork {
-        let of = |layer: &Layer| {
-            [&layer.qkv_proj, &layer.o_proj, &layer.gate_up_proj, &layer.down_proj].map(DeviceWeight::work)
-        };
+        let of = |layer: &Layer| layer.weights().map(DeviceWeight::work);
+        let mut layers: LinearWork = self.layers.iter().flat_map(of).sum();
+        if self.library(Products::LibraryFp8).is_some() {
+            layers.arithmetic = Arithmetic::Fp8;
+        }
         MatrixWork {
-            layers: self.layers.iter().flat_map(of).sum(),
+            layers,
             head: self.lm_head.as_ref().unwrap_or(&self.embedding).work(),
             embedding_row_bytes: self.embedding.num_bytes() / self.config.vocab_size as u64,
         }
@@ -152,7 +154,7 @@ impl CudaDecoder {
             w.next_norm(0, first),
         )?;
         let products = self.products(rows);
-        if products == Products::Library {
+        if products.are_library() {
             self.gpu.rms_norm(w.residual.all(), first, self.eps(), rows, w.x.all())?;
         }
         for (index, layer) in self.layers.iter().enumerate() {
@@ -178,13 +180,13 @@ impl CudaDecoder {
 
     /// Queries, keys and values of the rows.
     fn qkv(&self, rows: usize, layer: &Layer, products: Products, w: &Workspace) -> Result<(), EngineError> {
-        match (products, &self.gemms) {
-            (Products::Library, Some(gemms)) if layer.qkv_bias.is_none() => {
-                gemms.qkv.run(rows, w.x.all(), &layer.qkv_proj, &gemms.scratch, w.qkv.all())?;
+        match self.library(products) {
+            Some((of_layer, gemms)) if layer.qkv_bias.is_none() => {
+                gemms.multiply(rows, (&of_layer.qkv, &layer.qkv_proj), w.x.all(), w, w.qkv.all())?;
                 Ok(())
             }
             _ => self.by_parts(products, rows, |start, len| {
-                let raw = products != Products::Library;
+                let raw = !products.are_library();
                 let input = LinearInput { bias: layer.qkv_bias.as_ref(), ..self.normed(w, start, raw) };
                 let out = LinearOutput::F32(w.rows_of(&w.qkv, start));
                 self.linear(products, &layer.qkv_proj, len, input, out) // [T, H] -> [T, (NH + 2 KVH) * D]
@@ -201,8 +203,8 @@ impl CudaDecoder {
         next_norm: &DeviceBuffer<f32>,
         w: &Workspace,
     ) -> Result<(), EngineError> {
-        if let (Products::Library, Some(gemms)) = (products, &self.gemms) {
-            return self.library_mlp(rows, layer, gemms, next_norm, w);
+        if let Some(library) = self.library(products) {
+            return self.library_mlp(rows, layer, library, next_norm, w);
         }
         self.by_parts(products, rows, |start, len| {
             let input = LinearInput { x: w.rows_of(&w.attention, start), norm: None, bias: None };
@@ -226,17 +228,16 @@ impl CudaDecoder {
         &self,
         rows: usize,
         layer: &Layer,
-        gemms: &Gemms,
+        (of_layer, gemms): (&LayerGemms, &Gemms),
         next_norm: &DeviceBuffer<f32>,
         w: &Workspace,
     ) -> Result<(), EngineError> {
-        let scratch = &gemms.scratch;
-        gemms.o.run(rows, w.attention.all(), &layer.o_proj, scratch, w.delta.all())?;
+        gemms.multiply(rows, (&of_layer.o, &layer.o_proj), w.attention.all(), w, w.delta.all())?;
         let norm = (&layer.post_attention_norm, self.eps());
         self.gpu.residual_rms_norm(w.residual.all(), w.delta.all(), norm, rows, w.x.all())?;
-        gemms.gate_up.run(rows, w.x.all(), &layer.gate_up_proj, scratch, w.gate_up.all())?;
+        gemms.multiply(rows, (&of_layer.gate_up, &layer.gate_up_proj), w.x.all(), w, w.gate_up.all())?;
         self.gpu.silu_mul(w.gate_up.all(), rows, self.config.intermediate_size, w.gated.all())?;
-        gemms.down.run(rows, w.gated.all(), &layer.down_proj, scratch, w.delta.all())?;
+        gemms.multiply(rows, (&of_layer.down, &layer.down_proj), w.gated.all(), w, w.delta.all())?;
         self.gpu.residual_rms_norm(w.residual.all(), w.delta.all(), (next_norm, self.eps()), rows, w.x.all())?;
         Ok(())
     }
@@ -256,17 +257,15 @@ impl CudaDecoder {
         let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
         // Of a step of decodes every row is wanted, in order.
         let in_order = shape.is_decode() && num_logits == shape.num_rows;
-        match (products, &self.gemms) {
-            (Products::Library, Some(gemms)) if in_order => {
-                gemms.head.run(num_logits, w.x.all(), head, &gemms.scratch, out)?;
-            }
+        match (products, self.library(products)) {
+            (_, Some((_, gemms))) if in_order => gemms.multiply(num_logits, (&gemms.head, head), w.x.all(), w, out)?,
             (Products::Wide, _) if in_order => {
                 self.gpu.wide_linear(head, num_logits, self.normed(w, 0, true), LinearOutput::F32(out))?;
             }
             _ => self.by_parts(Products::FewRows, num_logits, |start, len| {
                 let listed = Rows::Listed(rows.from(start), len);
                 let logits = LinearOutput::F32(out.from(start * self.config.vocab_size));
-                let raw = products != Products::Library;
+                let raw = !products.are_library();
                 self.gpu.linear(head, listed, self.normed(w, 0, raw), logits) // [R, H] -> [R, V]
             })?,
         }
@@ -383,6 +382,11 @@ impl Layer {
             gate_up_proj: take.projection(&[(&gate, inner), (&up, inner)], hidden)?,
             down_proj: take.projection(&[(&name("mlp.down_proj"), hidden)], inner)?,
         })
+    }
+
+    /// Its matrices.
+    fn weights(&self) -> [&DeviceWeight; 4] {
+        [&self.qkv_proj, &self.o_proj, &self.gate_up_proj, &self.down_proj]
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use aisp_kernels::cuda::{CudaError, DeviceBuffer, DeviceSlice, DrawTables, Gpu, NextNorm, decode_workspace_bytes};
+use aisp_kernels::cuda::{
+    CudaError, DeviceBuffer, DeviceSlice, DrawTables, Fp8Rows, Gpu, NextNorm, decode_workspace_bytes,
+};
 use bytemuck::Pod;
 use half::bf16;
 
@@ -25,6 +27,8 @@ pub struct WorkspaceSize {
     pub max_context_len: usize,
     /// Whether products go through cuBLASLt, which needs a place for their results.
     pub library: bool,
+    /// Whether what they read is rounded to e4m3 first.
+    pub fp8: bool,
 }
 
 /// Rows of a step.
@@ -50,6 +54,10 @@ pub struct Workspace {
     pub gate_up: DeviceBuffer<bf16>,
     /// `[T, H]`; for cuBLASLt.
     pub delta: DeviceBuffer<f32>,
+    /// `[T, K]` of the widest product; for products in e4m3.
+    codes: DeviceBuffer<u8>,
+    /// `[T]`; for products in e4m3.
+    code_scales: DeviceBuffer<f32>,
     /// Of decode attention.
     pub decode: DeviceBuffer<u8>,
 }
@@ -60,7 +68,7 @@ impl Workspace {
     /// Errors: out of memory, with the flags to lower.
     pub fn new(gpu: &Arc<Gpu>, config: &ModelConfig, size: WorkspaceSize) -> Result<Self, CudaError> {
         let rows = size.max_rows;
-        let library_rows = if size.library { rows } else { 0 };
+        let [library_rows, fp8_rows] = [size.library, size.fp8].map(|needed| if needed { rows } else { 0 });
         let [hidden, qkv, q, inner] = widths(config);
         let floats = |len: usize| DeviceBuffer::<f32>::zeroed(gpu, len, WORKSPACE);
         let halves = |len: usize| DeviceBuffer::<bf16>::zeroed(gpu, len, WORKSPACE);
@@ -75,6 +83,8 @@ impl Workspace {
             gated: halves(rows * inner)?,
             gate_up: halves(library_rows * 2 * inner)?,
             delta: floats(library_rows * hidden)?,
+            codes: DeviceBuffer::zeroed(gpu, fp8_rows * hidden.max(q).max(inner), WORKSPACE)?,
+            code_scales: floats(fp8_rows)?,
             decode: DeviceBuffer::zeroed(gpu, decode_bytes(config, size), WORKSPACE)?,
         })
     }
@@ -83,7 +93,8 @@ impl Workspace {
     pub fn num_bytes(config: &ModelConfig, size: WorkspaceSize) -> u64 {
         let [hidden, qkv, q, inner] = widths(config);
         let library = if size.library { 4 * inner + 4 * hidden } else { 0 };
-        let row = 4 * hidden + 2 * hidden + hidden / 4 + 4 * qkv + 4 * q + 2 * inner + library;
+        let fp8 = if size.fp8 { hidden.max(q).max(inner) + 4 } else { 0 };
+        let row = 4 * hidden + 2 * hidden + hidden / 4 + 4 * qkv + 4 * q + 2 * inner + library + fp8;
         (size.max_rows * row + decode_bytes(config, size)) as u64
     }
 
@@ -91,6 +102,11 @@ impl Workspace {
     pub fn rows_of<'a, T: Pod>(&self, buffer: &'a DeviceBuffer<T>, start: usize) -> DeviceSlice<'a, T> {
         let width = buffer.len() / self.max_rows;
         buffer.slice(start * width..buffer.len())
+    }
+
+    /// Where the rows of a product in e4m3 are put.
+    pub fn rounded(&self) -> Fp8Rows<'_> {
+        Fp8Rows { codes: self.codes.all(), scales: self.code_scales.all() }
     }
 
     /// Where the norm of rows from `start` on is prepared.

@@ -10,8 +10,9 @@ pub use text::SelectionText;
 
 use crate::device::DeviceKind;
 use crate::plan::{
-    AttentionKind, ExecutionKind, KvLayout, KvTypeKind, LinearKind, LoadingKind, Plan, PointwiseKind, PrefillKind,
-    PrefixReuse, ProductsKind, SamplerKind, SchedulerKind, StepLoopKind, TeamKind, WeightKind, WideProductsKind,
+    ActivationKind, AttentionKind, ExecutionKind, KvLayout, KvTypeKind, LinearKind, LoadingKind, Plan, PointwiseKind,
+    PrefillKind, PrefixReuse, ProductsKind, SamplerKind, SchedulerKind, StepLoopKind, TeamKind, WeightKind,
+    WideProductsKind,
 };
 
 /// A switch. Declaration order is application order.
@@ -51,6 +52,8 @@ pub enum Optimization {
     WgmmaLinear,
     /// Products of many rows by cuBLASLt.
     LibraryGemm,
+    /// Activations of products of many rows in 8-bit floats.
+    ActivationsFp8,
     /// Steps recorded once and launched whole.
     CudaGraphs,
     /// The next step begins while one is under way.
@@ -63,7 +66,7 @@ pub enum Optimization {
 
 impl Optimization {
     /// Every optimization, in application order.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::ContinuousBatching,
         Self::ChunkedPrefill,
         Self::PagedKv,
@@ -81,6 +84,7 @@ impl Optimization {
         Self::MmapLoading,
         Self::WgmmaLinear,
         Self::LibraryGemm,
+        Self::ActivationsFp8,
         Self::CudaGraphs,
         Self::OverlappedScheduling,
         Self::PinnedPool,
@@ -299,6 +303,20 @@ impl Optimization {
                 source: "cuBLASLt",
                 ..Spec::MANY_ROWS
             },
+            Self::ActivationsFp8 => Spec {
+                name: "activations-fp8",
+                summary: "products of many rows over fp8 weights read activations in e4m3 too, by cuBLASLt; not batch-invariant",
+                slot: Slot::ActivationType,
+                baseline: "bf16",
+                exactness: Exactness::Lossy,
+                bound: Some(LogitBound { mean_kl: 0.02, high_kl: 0.2, same_top: 0.88, perplexity: 0.02 }),
+                requires: &[Self::WeightsFp8, Self::FusedOps],
+                in_all: false,
+                engages_when: "all projections are fp8 and a step has so many tokens that it was faster when the model was loaded",
+                counts: "tokens through products in fp8",
+                source: "FP8 formats, arXiv 2209.05433; dynamic scales a row after vLLM",
+                ..Spec::MANY_ROWS
+            },
             Self::CudaGraphs => Spec {
                 name: "cuda-graphs",
                 summary: "a decode step is recorded once for each size of batch and launched whole",
@@ -424,6 +442,7 @@ impl Optimization {
             Self::MmapLoading => plan.loading = LoadingKind::Mapped,
             Self::WgmmaLinear => plan.wide_products = WideProductsKind::Wgmma,
             Self::LibraryGemm => plan.products = ProductsKind::Library,
+            Self::ActivationsFp8 => plan.activations = ActivationKind::Fp8,
             Self::CudaGraphs => plan.execution = ExecutionKind::Graphs,
             Self::OverlappedScheduling => plan.step_loop = StepLoopKind::Overlapped,
             Self::PinnedPool => plan.team = TeamKind::Pinned,

@@ -237,6 +237,7 @@ impl fmt::Display for Selection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::{ActivationKind, WeightKind};
 
     fn check(text: &str, expected: &str) {
         let shown = match text.parse::<Selection>() {
@@ -279,6 +280,7 @@ mod tests {
         let needs = "flash-attention needs fast-linear; add `fast-linear` or leave flash-attention out";
         assert_eq!(on_cuda("paged-kv,flash-attention"), needs);
         assert_eq!(on_cuda("paged-kv"), "paged-kv");
+        check("activations-fp8", &format!("activations-fp8 does not apply on cpu; {fix}"));
         for (cpu, cuda) in [
             (Selection::all(), Selection::all_on(DeviceKind::Cuda)),
             (Selection::exact(), Selection::exact_on(DeviceKind::Cuda)),
@@ -288,6 +290,23 @@ mod tests {
             assert!(!cuda.contains(Optimization::PinnedPool) && !cpu.contains(Optimization::CudaGraphs));
         }
         assert!(Selection::all_on(DeviceKind::Cuda).contains(Optimization::CudaGraphs));
+    }
+
+    #[test]
+    fn activations_are_rounded_only_where_that_was_asked_for_beside_fp8_weights() {
+        let on_cuda = |text: &str| Selection::parse_on(text, DeviceKind::Cuda);
+        let needs = "activations-fp8 needs weights-fp8; add `weights-fp8` or leave activations-fp8 out";
+        for text in ["activations-fp8", "all,activations-fp8", "all,weights-int8,activations-fp8"] {
+            assert_eq!(on_cuda(text).unwrap_err().to_string(), needs, "{text}");
+        }
+        let selection = on_cuda("all,weights-fp8,activations-fp8").unwrap();
+        assert_eq!(selection.plan().activations, ActivationKind::Fp8);
+        assert_eq!(selection.plan().weights, WeightKind::Fp8);
+        let left = selection.without(Optimization::WeightsFp8);
+        assert_eq!(left, Selection::all_on(DeviceKind::Cuda));
+        for other in [left, Selection::exact_on(DeviceKind::Cuda), on_cuda("all,weights-fp8").unwrap()] {
+            assert_eq!(other.plan().activations, ActivationKind::Bf16, "{other}");
+        }
     }
 
     #[test]

@@ -120,6 +120,8 @@ pub enum Slot {
     Products,
     /// Own products of many rows.
     WideProducts,
+    /// What products of many rows read their inputs as.
+    ActivationType,
     /// How the ops of a step are started.
     Execution,
     /// When a step begins.
@@ -146,6 +148,7 @@ impl fmt::Display for Slot {
             Self::Pointwise => "pointwise",
             Self::Products => "large products",
             Self::WideProducts => "wide products",
+            Self::ActivationType => "activation type",
             Self::Execution => "execution",
             Self::StepLoop => "step loop",
             Self::Loading => "loading",

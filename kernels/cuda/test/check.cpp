@@ -894,47 +894,63 @@ static void check_gemm() {
     std::printf("no cuBLASLt\n");
     return;
   }
-  const int n = 768, k = 1024;
   Device<uint8_t> workspace(32 << 20);
-  for (int format : {AISP_BF16, AISP_FP8})
-    for (int out_format : {AISP_BF16, AISP_F32})
-      for (int rows : {16, 33, 200}) {
-        const std::string name = std::string("gemm ") + name_of(format) + " rows " + std::to_string(rows);
-        const Weight w = make_weight(format, n, k, SEED++);
-        const auto x = rough_bf16((size_t)rows * k, SEED++);
-        const Device<aisp_bf16> dx(x);
-        Device<uint8_t> codes((size_t)rows * k);
-        Device<float> scales(rows);
-        CK(aisp_quantize_rows(CTX, dx.ptr, nullptr, 0, rows, k, codes.ptr, scales.ptr, STREAM));
-        const auto cy = codes.get();
-        const auto sy = scales.get();
-        aisp_gemm *gemm;
-        CK(aisp_gemm_create(CTX, format, out_format, n, k, &gemm));
-        Device<float> out((size_t)rows * n); // room for either
-        const void *from = format == AISP_BF16 ? (void *)dx.ptr : (void *)codes.ptr;
-        const float *xs = format == AISP_FP8 ? scales.ptr : nullptr, *ws = format == AISP_FP8 ? (float *)w.scales.ptr : nullptr;
-        float us = 0;
-        const int code = aisp_gemm_tune(gemm, (rows + 15) / 16 * 16 == rows ? rows : rows, from, xs, w.data.ptr, ws, out.ptr, workspace.ptr, workspace.count, nullptr, 0, STREAM, &us);
-        if (code) {
-          expect(false, name + ": " + aisp_error_string(code), code, 0);
-          continue;
-        }
-        out.poison();
-        CK(aisp_gemm_run(gemm, rows, from, xs, w.data.ptr, ws, out.ptr, workspace.ptr, workspace.count, STREAM));
-        const auto y = out.get();
-        Nmse e;
-        const auto columns = some_columns(n, 64);
-        for (int t = 0; t < rows; t++)
-          for (int c : columns) {
-            double sum = 0;
-            for (int i = 0; i < k; i++)
-              sum += (format == AISP_BF16 ? (double)bf16_to_float(x[(size_t)t * k + i]) : (double)e4m3_value(cy[fp8_place((size_t)t * k + i)]) * sy[t]) * w.values[(size_t)c * k + i];
-            const size_t at = (size_t)t * n + c;
-            e.add(out_format == AISP_F32 ? y[at] : bf16_to_float(((const aisp_bf16 *)y.data())[at]), sum);
+  for (auto [n, k] : {std::pair{768, 1024}, {320, 192}})
+    for (int format : {AISP_BF16, AISP_FP8})
+      for (int out_format : {AISP_BF16, AISP_F32})
+        for (int rows : {16, 33, 200}) {
+          const std::string name = std::string("gemm ") + name_of(format) + " " + std::to_string(n) + "x" + std::to_string(k) + " rows ";
+          const bool fp8 = format == AISP_FP8;
+          const Weight w = make_weight(format, n, k, SEED++);
+          auto x = rough_bf16((size_t)rows * k, SEED++);
+          std::fill_n(x.begin() + k, k, 0); // a row whose scale is the least
+          const Device<aisp_bf16> dx(x);
+          Device<uint8_t> codes((size_t)rows * k);
+          Device<float> scales(rows);
+          CK(aisp_quantize_rows(CTX, dx.ptr, nullptr, 0, rows, k, codes.ptr, scales.ptr, STREAM));
+          const auto cy = codes.get();
+          const auto sy = scales.get();
+          aisp_gemm *gemm;
+          CK(aisp_gemm_create(CTX, format, out_format, n, k, &gemm));
+          Device<float> out((size_t)rows * n); // room for either
+          const void *from = fp8 ? (void *)codes.ptr : (void *)dx.ptr;
+          const float *xs = fp8 ? scales.ptr : nullptr, *ws = fp8 ? (float *)w.scales.ptr : nullptr;
+          float us = 0;
+          const int code = aisp_gemm_tune(gemm, rows, from, xs, w.data.ptr, ws, out.ptr, workspace.ptr, workspace.count, nullptr, 0, STREAM, &us);
+          if (code) {
+            expect(false, name + std::to_string(rows) + ": " + aisp_error_string(code), code, 0);
+            CK(aisp_gemm_destroy(gemm));
+            continue;
           }
-        expect_below(e.value(), format == AISP_FP8 ? 1e-5 : BF16_ROUNDING, name);
-        CK(aisp_gemm_destroy(gemm));
-      }
+          // The plan is for fewer rows too.
+          for (int used : {rows, rows - 5}) {
+            out.poison();
+            if (fp8) { // right before the product, as in a step
+              codes.poison(), scales.poison();
+              CK(aisp_quantize_rows(CTX, dx.ptr, nullptr, 0, used, k, codes.ptr, scales.ptr, STREAM));
+            }
+            CK(aisp_gemm_run(gemm, used, from, xs, w.data.ptr, ws, out.ptr, workspace.ptr, workspace.count, STREAM));
+            const auto y = out.get();
+            Nmse e, wrong;
+            const auto columns = some_columns(n, 64);
+            for (int t = 0; t < used; t++)
+              for (int c : columns) {
+                double sum = 0;
+                for (int i = 0; i < k; i++) {
+                  const size_t at = (size_t)t * k + i;
+                  sum += (fp8 ? (double)e4m3_value(cy[fp8_place(at)]) : (double)bf16_to_float(x[at])) * w.values[(size_t)c * k + i];
+                }
+                const size_t at = (size_t)t * n + c;
+                const double got = out_format == AISP_F32 ? y[at] : bf16_to_float(((const aisp_bf16 *)y.data())[at]);
+                e.add(got, fp8 ? sum * sy[t] : sum);
+                wrong.add(got, fp8 ? sum * sy[(t + 2) % used] : sum * 1.01);
+              }
+            const double limit = fp8 ? 1e-5 : BF16_ROUNDING;
+            expect_below(e.value(), limit, name + std::to_string(used) + " of " + std::to_string(rows));
+            expect_above(wrong.value(), limit, name + (fp8 ? "with another row's scale" : "off by a hundredth"));
+          }
+          CK(aisp_gemm_destroy(gemm));
+        }
 }
 
 void check_megakernel(const aisp_ctx *ctx, uint64_t seed); // check_megakernel.cpp

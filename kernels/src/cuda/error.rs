@@ -60,6 +60,14 @@ pub enum CudaError {
         /// Values needed.
         needed: usize,
     },
+    /// A type that cuBLASLt does not multiply on this card.
+    #[error("cuBLASLt does not multiply {what} here, a Hopper GPU and cuBLASLt 12.9 or newer do: leave {switch} out")]
+    NotMultiplied {
+        /// The type.
+        what: &'static str,
+        /// The switch that asks for it.
+        switch: &'static str,
+    },
     /// An op failed. The engine is dead.
     #[error("{op} failed on the card: {message} (CUDA error {code})")]
     Failed {
@@ -106,6 +114,7 @@ mod tests {
                 CudaError::OutOfMemory { what: "the KV cache", needed_bytes: 2, free_bytes: 1, flag: "--max-num-seqs" },
                 "lower --max-num-seqs",
             ),
+            (CudaError::NotMultiplied { what: "fp8", switch: "activations-fp8" }, "leave activations-fp8 out"),
         ] {
             let message = error.to_string();
             assert!(message.contains(cure) && message.lines().count() == 1, "{message}");

@@ -21,7 +21,7 @@ mod weight;
 
 pub use buffer::{DeviceBuffer, DeviceSlice, PinnedBuffer};
 pub use error::CudaError;
-pub use gemm::{Gemm, GemmOutput, GemmScratch};
+pub use gemm::{Fp8Rows, Gemm, GemmInput, GemmOperands, GemmOutput, GemmScratch};
 pub use gpu::{Event, Gpu, GpuInfo};
 pub use graph::Graph;
 pub use kv::{CudaKv, CudaKvShape, CudaKvType};

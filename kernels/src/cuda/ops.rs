@@ -6,6 +6,7 @@ use half::bf16;
 use super::buffer::{DeviceBuffer, DeviceSlice};
 use super::error::CudaError;
 use super::ffi;
+use super::gemm::Fp8Rows;
 use super::gpu::{Gpu, check};
 use super::kv::CudaKv;
 use super::linear::NextNorm;
@@ -223,6 +224,29 @@ impl Gpu {
             let (tokens, inner) = (num_tokens as i32, intermediate_size as i32);
             let gate_up = gate_up.cast_const().cast();
             ffi::aisp_silu_mul(self.ctx(), gate_up, ffi::BF16, tokens, inner, out.cast(), self.stream())
+        };
+        check(OP, code)
+    }
+
+    /// Rounds rows to e4m3, each with a scale of its own that brings its largest value to the type's.
+    ///
+    /// Shapes: `x` and `out.codes [num_rows, k]`, `out.scales [num_rows]`.
+    /// Errors: operands that are too small; a `k` that is no multiple of 16; a failed launch.
+    pub fn quantize_rows(
+        &self,
+        x: DeviceSlice<'_, bf16>,
+        num_rows: usize,
+        k: usize,
+        out: Fp8Rows<'_>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "rounding rows to fp8";
+        let x = x.at_least(OP, "x", num_rows * k)?;
+        let codes = out.codes.at_least(OP, "codes", num_rows * k)?;
+        let scales = out.scales.at_least(OP, "scales", num_rows)?;
+        // SAFETY: every operand has the size that its shape asks for; without a norm there are no sums of squares.
+        let code = unsafe {
+            let (ctx, rows, no_norm) = (self.ctx(), num_rows as i32, std::ptr::null());
+            ffi::aisp_quantize_rows(ctx, x.cast(), no_norm, 0.0, rows, k as i32, codes, scales, self.stream())
         };
         check(OP, code)
     }

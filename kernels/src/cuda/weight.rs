@@ -208,7 +208,8 @@ impl DeviceWeight {
         (self.data.len() + self.scales.len()) as u64
     }
 
-    /// What a product with it reads and computes at least. Every format is multiplied in bf16.
+    /// What a product with it reads and computes at least. Every format is multiplied in bf16, unless x
+    /// is in e4m3 as well.
     pub fn work(&self) -> LinearWork {
         LinearWork::new(self.k, self.n, self.num_bytes(), Arithmetic::Bf16)
     }

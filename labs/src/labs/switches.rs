@@ -40,6 +40,7 @@ impl SwitchLab {
                 | Slot::KvType
                 | Slot::WeightType
                 | Slot::Products
+                | Slot::ActivationType
                 | Slot::StepLoop,
                 DeviceKind::Cuda,
             ) => &[Optimization::FusedOps, Optimization::CudaGraphs, Optimization::FastSampler],
@@ -79,7 +80,7 @@ impl Lab for SwitchLab {
         if self.0.spec().slot == Slot::Loading {
             return Ok(Box::new(StartExperiment::new(context, self.0)?));
         }
-        let dense_weights = self.0.spec().slot == Slot::WeightType;
+        let dense_weights = matches!(self.0.spec().slot, Slot::WeightType | Slot::ActivationType);
         // Steps so small that prompts do not fit into one: else there is nothing to cut.
         let max_num_batched_tokens = if self.0.spec().slot == Slot::Prefill { 64 } else { 2048 };
         let common_beginning = self.0.spec().slot == Slot::PrefixReuse;

@@ -91,6 +91,8 @@ fn peak_row(arithmetic: Arithmetic, threads: usize) -> Option<ComputeRow> {
         Arithmetic::F32 => Some(fma(threads)),
         Arithmetic::Bf16 => dots("bf16", threads, peak::bf16_dots),
         Arithmetic::Int8 => dots("int8", threads, peak::int8_dots),
+        // GPUs alone multiply it.
+        Arithmetic::Fp8 => None,
     }
 }
 

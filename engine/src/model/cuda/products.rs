@@ -1,10 +1,15 @@
 //! Which kernels compute the products of a step: timed once, when the model is loaded.
 
-use aisp_kernels::cuda::{DeviceBuffer, DeviceWeight, Event, Gemm, GemmOutput, GemmScratch, WeightFormat};
+use aisp_kernels::cuda::{
+    CudaError, DeviceBuffer, DeviceSlice, DeviceWeight, Event, Gemm, GemmOperands, GemmOutput, GemmScratch,
+    WeightFormat,
+};
+use half::bf16;
 
-use super::{CudaDecoder, Workspace};
+use super::{CudaDecoder, Layer, Workspace};
 use crate::error::EngineError;
 use crate::optimizations::Optimization;
+use crate::plan::{ActivationKind, Plan, ProductsKind};
 
 const FLUSH: (&str, &str) = ("timing matrix products", "--gpu-memory-utilization");
 
@@ -29,6 +34,8 @@ pub enum Products {
     Wide,
     /// cuBLASLt.
     Library,
+    /// cuBLASLt, in the layers with x in e4m3 as the weights are.
+    LibraryFp8,
 }
 
 impl Products {
@@ -38,18 +45,47 @@ impl Products {
             Self::FewRows => None,
             Self::Wide => Some(Optimization::WgmmaLinear),
             Self::Library => Some(Optimization::LibraryGemm),
+            Self::LibraryFp8 => Some(Optimization::ActivationsFp8),
         }
+    }
+
+    /// Whether cuBLASLt computes them; x is then divided by its norm before, not after.
+    pub(super) fn are_library(self) -> bool {
+        matches!(self, Self::Library | Self::LibraryFp8)
     }
 }
 
-/// cuBLASLt's plans, one a shape of weights.
+/// cuBLASLt's plans.
 pub(super) struct Gemms {
+    /// For `library-gemm`.
+    bf16: Option<LayerGemms>,
+    /// For `activations-fp8`.
+    fp8: Option<LayerGemms>,
+    /// The head keeps its precision in either.
+    pub(super) head: Gemm,
+    pub(super) scratch: GemmScratch,
+}
+
+/// One plan a shape of weights of a layer.
+pub(super) struct LayerGemms {
     pub(super) qkv: Gemm,
     pub(super) o: Gemm,
     pub(super) gate_up: Gemm,
     pub(super) down: Gemm,
-    pub(super) head: Gemm,
-    pub(super) scratch: GemmScratch,
+}
+
+impl Gemms {
+    /// `out [rows, n] = x [rows, k] W^T`; x is rounded first where the plan multiplies in e4m3.
+    pub(super) fn multiply<T>(
+        &self,
+        rows: usize,
+        (gemm, weight): (&Gemm, &DeviceWeight),
+        x: DeviceSlice<'_, bf16>,
+        w: &Workspace,
+        out: DeviceSlice<'_, T>,
+    ) -> Result<(), CudaError> {
+        gemm.run(rows, gemm.input(rows, x, w.rounded())?, weight, &self.scratch, out)
+    }
 }
 
 impl CudaDecoder {
@@ -62,25 +98,53 @@ impl CudaDecoder {
         }
     }
 
-    /// Plans of cuBLASLt for the shapes of the model.
-    pub(super) fn plan_products(&self) -> Result<Gemms, EngineError> {
+    /// cuBLASLt's plans for the layers and for all else, if it computes products of this kind.
+    pub(super) fn library(&self, products: Products) -> Option<(&LayerGemms, &Gemms)> {
+        let gemms = self.gemms.as_ref()?;
+        let layers = match products {
+            Products::FewRows | Products::Wide => None,
+            Products::Library => gemms.bf16.as_ref(),
+            Products::LibraryFp8 => gemms.fp8.as_ref(),
+        };
+        Some((layers?, gemms))
+    }
+
+    /// Plans of cuBLASLt for the shapes of the model; none where the plan has no use for them. In e4m3 it multiplies
+    /// where every weight of every layer is in it.
+    pub(super) fn plan_products(&self, plan: &Plan) -> Result<Option<Gemms>, EngineError> {
+        let bf16 = plan.products == ProductsKind::Library;
+        let all_fp8 = || self.layers.iter().flat_map(Layer::weights).all(|weight| weight.format() == WeightFormat::Fp8);
+        let fp8 = plan.activations == ActivationKind::Fp8 && all_fp8();
+        if !bf16 && !fp8 {
+            return Ok(None);
+        }
         let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
         let Some(layer) = self.layers.first() else {
             return Err(EngineError::Runner("a model without layers".into()));
         };
-        let all = [&layer.qkv_proj, &layer.o_proj, &layer.gate_up_proj, &layer.down_proj, head];
-        let expanded = all.iter().filter(|weight| weight.format() != WeightFormat::Bf16);
+        let of_layer = layer.weights().into_iter().filter(|_| bf16);
+        let expanded = of_layer.chain([head]).filter(|weight| weight.format() != WeightFormat::Bf16);
         let most = expanded.map(|weight| weight.out_features() * weight.in_features()).max().unwrap_or(0);
-        let plan =
-            |weight: &DeviceWeight, output| Gemm::new(&self.gpu, weight.out_features(), weight.in_features(), output);
-        Ok(Gemms {
-            qkv: plan(&layer.qkv_proj, GemmOutput::F32)?,
-            o: plan(&layer.o_proj, GemmOutput::F32)?,
-            gate_up: plan(&layer.gate_up_proj, GemmOutput::Bf16)?,
-            down: plan(&layer.down_proj, GemmOutput::F32)?,
-            head: plan(head, GemmOutput::F32)?,
+        let layers = |operands| self.layer_gemms(layer, operands);
+        Ok(Some(Gemms {
+            bf16: bf16.then(|| layers(GemmOperands::Bf16)).transpose()?,
+            fp8: fp8.then(|| layers(GemmOperands::Fp8)).transpose()?,
+            head: self.gemm(head, GemmOperands::Bf16, GemmOutput::F32)?,
             scratch: GemmScratch::new(&self.gpu, most)?,
+        }))
+    }
+
+    fn layer_gemms(&self, layer: &Layer, operands: GemmOperands) -> Result<LayerGemms, CudaError> {
+        Ok(LayerGemms {
+            qkv: self.gemm(&layer.qkv_proj, operands, GemmOutput::F32)?,
+            o: self.gemm(&layer.o_proj, operands, GemmOutput::F32)?,
+            gate_up: self.gemm(&layer.gate_up_proj, operands, GemmOutput::Bf16)?,
+            down: self.gemm(&layer.down_proj, operands, GemmOutput::F32)?,
         })
+    }
+
+    fn gemm(&self, weight: &DeviceWeight, operands: GemmOperands, output: GemmOutput) -> Result<Gemm, CudaError> {
+        Gemm::new(&self.gpu, weight.out_features(), weight.in_features(), operands, output)
     }
 
     /// Times the products that the plan allows, on the buffers that steps use: which of them computes a step of so many
@@ -96,7 +160,8 @@ impl CudaDecoder {
             let allowed = [
                 (Products::FewRows, rows <= MOST_FEW_ROWS),
                 (Products::Wide, self.wide),
-                (Products::Library, self.gemms.is_some()),
+                (Products::Library, self.library(Products::Library).is_some()),
+                (Products::LibraryFp8, self.library(Products::LibraryFp8).is_some()),
             ];
             let mut fastest = (f32::INFINITY, Products::FewRows);
             for (products, _) in allowed.into_iter().filter(|(_, allowed)| *allowed) {
@@ -114,16 +179,23 @@ impl CudaDecoder {
     fn tune_library(&mut self, w: &Workspace, logits: &DeviceBuffer<f32>) -> Result<(), EngineError> {
         let (Some(gemms), Some(layer)) = (&mut self.gemms, self.layers.first()) else { return Ok(()) };
         let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
-        let Gemms { qkv, o, gate_up, down, head: head_gemm, scratch } = gemms;
+        let Gemms { bf16, fp8, head: head_gemm, scratch } = gemms;
         // In a step no weight is in the cache.
         let flush = DeviceBuffer::<u8>::zeroed(&self.gpu, 2 * self.gpu.info().l2_bytes, FLUSH)?;
         for rows in TIMED_ROWS.into_iter().filter(|rows| *rows <= w.max_rows) {
-            qkv.tune(rows, w.x.all(), &layer.qkv_proj, scratch, w.qkv.all(), flush.all())?;
-            o.tune(rows, w.attention.all(), &layer.o_proj, scratch, w.delta.all(), flush.all())?;
-            gate_up.tune(rows, w.x.all(), &layer.gate_up_proj, scratch, w.gate_up.all(), flush.all())?;
-            down.tune(rows, w.gated.all(), &layer.down_proj, scratch, w.delta.all(), flush.all())?;
+            for LayerGemms { qkv, o, gate_up, down } in [&mut *bf16, &mut *fp8].into_iter().flatten() {
+                let x = qkv.input(rows, w.x.all(), w.rounded())?;
+                qkv.tune(rows, x, &layer.qkv_proj, scratch, w.qkv.all(), flush.all())?;
+                let x = o.input(rows, w.attention.all(), w.rounded())?;
+                o.tune(rows, x, &layer.o_proj, scratch, w.delta.all(), flush.all())?;
+                let x = gate_up.input(rows, w.x.all(), w.rounded())?;
+                gate_up.tune(rows, x, &layer.gate_up_proj, scratch, w.gate_up.all(), flush.all())?;
+                let x = down.input(rows, w.gated.all(), w.rounded())?;
+                down.tune(rows, x, &layer.down_proj, scratch, w.delta.all(), flush.all())?;
+            }
             if rows * self.config.vocab_size <= logits.len() {
-                head_gemm.tune(rows, w.x.all(), head, scratch, logits.all(), flush.all())?;
+                let x = head_gemm.input(rows, w.x.all(), w.rounded())?;
+                head_gemm.tune(rows, x, head, scratch, logits.all(), flush.all())?;
             }
         }
         Ok(())
