@@ -27,9 +27,6 @@ constexpr int MAX_GROUP = 8, MOST_ATTENTION_BLOCKS = 16;
 constexpr int ATTENTION_RING = 4;
 __host__ __device__ constexpr int attention_teams(int dim) { return dim == 64 ? TEAMS : 1; }
 enum Product { QKV, O, GATE_UP, DOWN, PRODUCTS };
-// Barriers of the block: of each team, of the warps that share a slice of x, of each team's four warps in attention.
-constexpr int TEAM_BARRIER = 1, SLICE_BARRIER = TEAM_BARRIER + TEAMS, ATTENTION_BARRIER = SLICE_BARRIER + LINEAR_WARPS;
-constexpr int MOST_POLLS = 1 << 22; // seconds
 // All blocks read the inputs of products at once; each of so many copies serves some of them.
 constexpr int COPIES = 4;
 
@@ -81,7 +78,16 @@ __host__ __device__ constexpr int attention_bytes() {
   return decode::shared_bytes<D, KV, 1, ATTENTION_RING>() + MAX_GROUP * D * 2 + 2 * D * 4 + 2 * (D * 2 + NEWEST_SCALES);
 }
 
-__device__ inline void barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+// Barriers of the block: of each team, of the warps that share a slice of x, of each team's four warps in attention.
+constexpr int TEAM_BARRIER = 1, SLICE_BARRIER = TEAM_BARRIER + TEAMS, ATTENTION_BARRIER = SLICE_BARRIER + LINEAR_WARPS;
+constexpr int MOST_POLLS = 1 << 22; // seconds
+
+// Of whole warps, which may come from loops that their lanes left one by one.
+__device__ inline void barrier(int id, int threads) {
+  __syncwarp();
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
 
 // ------------------------------------------------------------------------------------------------------------- words
 
@@ -460,8 +466,11 @@ __device__ inline void multiply_layers(const Mega &m, const aisp_megakernel_args
   }
 }
 
+#endif // __CUDA_ARCH_FEAT_SM90_ALL
+
 template <int F, bool WHOLE>
 __global__ void __launch_bounds__(THREADS, 1) mega_kernel(const __grid_constant__ Mega m, const __grid_constant__ aisp_megakernel_args args) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL // elsewhere it is refused, so that nothing need be compiled
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ decode::Meet<1> meets[TEAMS];
   if ((int)blockIdx.x >= m.attention_blocks) multiply_layers<F, WHOLE>(m, args, shared);
@@ -473,6 +482,7 @@ __global__ void __launch_bounds__(THREADS, 1) mega_kernel(const __grid_constant_
     *m.arrivals = 0;
     *m.epoch += 1; // every block has read it
   }
+#endif
 }
 
 Sizes sizes_of(const aisp_weight &w, bool paired, int stage_k) {
@@ -518,7 +528,7 @@ int attention_bytes_of(const aisp_kv_layer &kv) {
 
 // Whether the layers are what the kernel is written for.
 bool is_supported(const aisp_ctx *ctx, const aisp_decoder &d, const aisp_decoder_layer *layers) {
-  if (ctx->compute_capability < 90 || d.num_layers < 1 || (d.kv.head_dim != 64 && d.kv.head_dim != 128)) return false;
+  if (ctx->compute_capability != 90 || d.num_layers < 1 || (d.kv.head_dim != 64 && d.kv.head_dim != 128)) return false;
   if (d.num_heads % d.kv.num_kv_heads || d.num_heads / d.kv.num_kv_heads > MAX_GROUP || d.max_context_len < 1) return false;
   for (int i = 0; i < d.num_layers; i++) {
     const aisp_weight *now[] = {&layers[i].qkv, &layers[i].o, &layers[i].gate_up, &layers[i].down};
@@ -552,6 +562,10 @@ int aisp_megakernel_create(const aisp_ctx *ctx, const aisp_decoder *decoder, con
   const aisp_decoder_layer &first = layers[0];
   const Variant variant = choose_variant(first);
   if (!variant.kernel || ceil_div(std::max(first.gate_up.k, first.down.k), variant.stage_k) > 255) return cudaErrorNotSupported;
+  cudaFuncAttributes attributes;
+  if (int code = cudaFuncGetAttributes(&attributes, variant.kernel)) return code;
+  // Code for another architecture, made from PTX, has an empty body.
+  if (attributes.binaryVersion != 90 || attributes.numRegs < 32) return cudaErrorNotSupported;
   Mega mega = {};
   mega.decoder = *decoder;
   mega.sizes[QKV] = sizes_of(first.qkv, false, variant.stage_k);

@@ -5,6 +5,7 @@
 //! recorded. Rows are computed 64 at a time by kernels whose bits do not depend on how many there are; with
 //! `wgmma-linear`, `library-gemm` or `activations-fp8`, steps of many rows are computed whole.
 
+mod megakernel;
 mod products;
 
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use aisp_kernels::Arithmetic;
 use aisp_kernels::cuda::{
     CudaError, CudaKv, DecodeAttention, DeviceBuffer, DeviceSlice, DeviceWeight, Gpu, LINEAR_MAX_ROWS, LinearInput,
-    LinearOutput, PrefillAttention, Rope, RopeNorms, Rows, WeightFormat,
+    LinearOutput, Megakernel, PrefillAttention, Rope, RopeNorms, Rows, WeightFormat,
 };
 use aisp_kernels::linear::LinearWork;
 pub use products::Products;
@@ -46,6 +47,8 @@ pub struct CudaDecoder {
     wide: bool,
     /// The fastest products for steps of up to so many rows, in order; the last for more.
     fastest: Vec<(usize, Products)>,
+    /// All layers in one kernel, for steps of one row where that is faster.
+    megakernel: Option<Megakernel>,
 }
 
 struct Layer {
@@ -105,6 +108,7 @@ impl CudaDecoder {
             gemms: None,
             wide: plan.wide_products == WideProductsKind::Wgmma && gpu.has_wide_linear(),
             fastest: Vec::new(),
+            megakernel: None,
         };
         decoder.gemms = decoder.plan_products(plan)?;
         Ok((decoder, packed))
@@ -153,12 +157,15 @@ impl CudaDecoder {
             w.residual.all(),
             w.next_norm(0, first),
         )?;
+        if let Some(kernel) = self.megakernel(shape) {
+            return Self::all_layers(kernel, at, w);
+        }
         let products = self.products(rows);
         if products.are_library() {
             self.gpu.rms_norm(w.residual.all(), first, self.eps(), rows, w.x.all())?;
         }
         for (index, layer) in self.layers.iter().enumerate() {
-            let next_norm = self.layers.get(index + 1).map_or(&self.norm, |next| &next.input_norm);
+            let next_norm = self.next_norm(index);
             self.qkv(rows, layer, products, w)?;
             let norms = layer.qk_norm.as_ref().map(|(q, k)| RopeNorms { q, k, eps: self.eps() });
             let tables = (at.positions, at.slots);
@@ -347,6 +354,11 @@ impl CudaDecoder {
             Products::Wide => self.gpu.wide_linear(weight, rows, input, output),
             _ => self.gpu.linear(weight, Rows::First(rows), input, output),
         }
+    }
+
+    /// The norm behind a layer.
+    fn next_norm(&self, index: usize) -> &DeviceBuffer<f32> {
+        self.layers.get(index + 1).map_or(&self.norm, |next| &next.input_norm)
     }
 
     fn eps(&self) -> f32 {

@@ -207,6 +207,16 @@ void check(const aisp_ctx *ctx, const Case &c, uint64_t seed) {
 // Steps at the borders of blocks and splits, one after another, so that words of the step before are there.
 void check_megakernel(const aisp_ctx *ctx, uint64_t seed) {
   const bool small = std::getenv("SMALL") != nullptr;
+  {
+    const Decoder any(ctx, {576, 9, 3, 64, 1536, 2, AISP_BF16, AISP_KV_BF16, 0, AISP_ROPE_NEOX, false, false}, seed);
+    aisp_megakernel *mega = nullptr;
+    const int code = any.create(any.pools(), false, &mega);
+    CK(aisp_megakernel_destroy(mega));
+    if (code == 801) {
+      std::printf("no megakernel for this card\n");
+      return;
+    }
+  }
   for (int format : {AISP_BF16, AISP_FP8, AISP_W8G32, AISP_W4G32, AISP_NVFP4})
     for (int kv : {AISP_KV_BF16, AISP_KV_FP8, AISP_KV_FP4}) {
       if (small && (format != AISP_W4G32) != (kv == AISP_KV_FP4)) continue;

@@ -21,6 +21,12 @@ pub struct Gemm {
     _private: [u8; 0],
 }
 
+/// Opaque.
+#[repr(C)]
+pub struct Megakernel {
+    _private: [u8; 0],
+}
+
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct DeviceInfo {
@@ -113,6 +119,49 @@ pub struct Rope {
     pub q_norm: *const f32,
     pub k_norm: *const f32,
     pub norm_eps: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct DecoderLayer {
+    pub qkv: Weight,
+    pub o: Weight,
+    pub gate_up: Weight,
+    pub down: Weight,
+    pub qkv_bias: *const f32,
+    pub post_attention_norm: *const f32,
+    pub next_norm: *const f32,
+    pub q_norm: *const f32,
+    pub k_norm: *const f32,
+    pub k: *mut c_void,
+    pub v: *mut c_void,
+    pub k_scales: *mut c_void,
+    pub v_scales: *mut c_void,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Decoder {
+    pub num_layers: i32,
+    pub num_heads: i32,
+    pub max_context_len: i32,
+    pub sliding_window: i32,
+    pub scale: f32,
+    pub eps: f32,
+    pub rope: Rope,
+    pub kv: KvLayer,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct MegakernelArgs {
+    pub residual: *mut f32,
+    pub x: *mut c_void,
+    pub sumsq: *mut f32,
+    pub positions: *const i32,
+    pub slot_mapping: *const i32,
+    pub block_tables: *const i32,
+    pub context_lens: *const i32,
 }
 
 #[repr(C)]
@@ -318,6 +367,19 @@ unsafe extern "C" {
         ctx: *const Ctx,
         kv: *const KvLayer,
         args: *const PrefillArgs,
+        stream: Stream,
+    ) -> c_int;
+    pub fn aisp_megakernel_create(
+        ctx: *const Ctx,
+        decoder: *const Decoder,
+        layers: *const DecoderLayer,
+        out: *mut *mut Megakernel,
+    ) -> c_int;
+    pub fn aisp_megakernel_destroy(mega: *mut Megakernel) -> c_int;
+    pub fn aisp_megakernel_run(
+        ctx: *const Ctx,
+        mega: *const Megakernel,
+        args: *const MegakernelArgs,
         stream: Stream,
     ) -> c_int;
     pub fn aisp_copy_blocks(

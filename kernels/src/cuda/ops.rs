@@ -97,7 +97,31 @@ pub fn decode_workspace_bytes(max_seqs: usize, num_heads: usize, head_dim: usize
     }
 }
 
-fn window(sliding_window: Option<usize>) -> i32 {
+/// The rope table and the norms before it.
+pub(super) fn raw_rope(
+    op: &'static str,
+    (rope, norms): (&Rope, Option<RopeNorms<'_>>),
+    head_dim: usize,
+    norm_eps: f32,
+) -> Result<ffi::Rope, CudaError> {
+    let head_norm = |buffer: Option<&DeviceBuffer<f32>>| match buffer {
+        Some(buffer) => buffer.all().at_least(op, "head norm", head_dim).map(<*mut f32>::cast_const),
+        None => Ok(std::ptr::null()),
+    };
+    Ok(ffi::Rope {
+        cos: rope.cos.all().at_least(op, "cosines", head_dim / 2)?,
+        sin: rope.sin.all().at_least(op, "sines", head_dim / 2)?,
+        style: match rope.style {
+            crate::rope::RopeStyle::Neox => 0,
+            crate::rope::RopeStyle::Interleaved => 1,
+        },
+        q_norm: head_norm(norms.map(|norms| norms.q))?,
+        k_norm: head_norm(norms.map(|norms| norms.k))?,
+        norm_eps,
+    })
+}
+
+pub(super) fn window(sliding_window: Option<usize>) -> i32 {
     sliding_window.map_or(0, |window| window.min(i32::MAX as usize) as i32)
 }
 
@@ -271,26 +295,12 @@ impl Gpu {
         const OP: &str = "rope and store";
         let shape = kv.shape();
         let heads = num_heads + 2 * shape.num_kv_heads;
-        let (rope, norms) = rope;
         let qkv = qkv.at_least(OP, "qkv", num_tokens * heads * shape.head_dim)?;
         let positions = positions.at_least(OP, "positions", num_tokens)?;
         let slots = slots.at_least(OP, "slots", num_tokens)?;
         let q = q.at_least(OP, "q", num_tokens * num_heads * shape.head_dim)?;
-        let head_norm = |buffer: Option<&DeviceBuffer<f32>>| match buffer {
-            Some(buffer) => buffer.all().at_least(OP, "head norm", shape.head_dim).map(<*mut f32>::cast_const),
-            None => Ok(std::ptr::null()),
-        };
-        let raw = ffi::Rope {
-            cos: rope.cos.all().at_least(OP, "cosines", shape.head_dim / 2)?,
-            sin: rope.sin.all().at_least(OP, "sines", shape.head_dim / 2)?,
-            style: match rope.style {
-                crate::rope::RopeStyle::Neox => 0,
-                crate::rope::RopeStyle::Interleaved => 1,
-            },
-            q_norm: head_norm(norms.map(|norms| norms.q))?,
-            k_norm: head_norm(norms.map(|norms| norms.k))?,
-            norm_eps: norms.map_or(0.0, |norms| norms.eps),
-        };
+        let eps = rope.1.map_or(0.0, |norms| norms.eps);
+        let raw = raw_rope(OP, rope, shape.head_dim, eps)?;
         // SAFETY: every operand has the size that its shape asks for; who writes the tables keeps slots in the pool and
         // positions in the table.
         let code = unsafe {

@@ -41,6 +41,7 @@ impl SwitchLab {
                 | Slot::WeightType
                 | Slot::Products
                 | Slot::ActivationType
+                | Slot::Layers
                 | Slot::StepLoop,
                 DeviceKind::Cuda,
             ) => &[Optimization::FusedOps, Optimization::CudaGraphs, Optimization::FastSampler],
@@ -95,10 +96,27 @@ impl Lab for SwitchLab {
                 self.arms(context.device.kind()),
             )?));
         }
+        if self.0.spec().slot == Slot::Layers {
+            let settings = EngineSettings { max_num_seqs: 1, ..EngineSettings::default() };
+            let arms = self.arms(context.device.kind());
+            return Ok(Box::new(EngineExperiment::new(context, one_by_one, settings, arms)?));
+        }
         let settings =
             EngineSettings { dense_weights, common_beginning, max_num_batched_tokens, ..EngineSettings::default() };
         let experiment = EngineExperiment::new(context, mixed_requests, settings, self.arms(context.device.kind()))?;
         Ok(Box::new(experiment))
+    }
+}
+
+/// Answers of which one at a time is computed.
+fn one_by_one(_num_parameters: u64) -> RequestMix {
+    RequestMix {
+        num_requests: 4,
+        max_prompt_tokens: 32,
+        max_answer_tokens: 192,
+        answers: Answers::Spread,
+        arrivals_per_step: 64,
+        allowed_tokens: None,
     }
 }
 
