@@ -83,11 +83,8 @@ __host__ __device__ constexpr int attention_bytes() {
 constexpr int TEAM_BARRIER = 1, SLICE_BARRIER = TEAM_BARRIER + TEAMS, ATTENTION_BARRIER = SLICE_BARRIER + LINEAR_WARPS;
 constexpr int MOST_POLLS = 1 << 22; // seconds
 
-// Of whole warps, which may come from loops that their lanes left one by one.
-__device__ inline void barrier(int id, int threads) {
-  __syncwarp();
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
+// Of whole warps, whose lanes have met.
+__device__ inline void barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
 // ------------------------------------------------------------------------------------------------------------- words
 
@@ -178,6 +175,7 @@ struct Team {
   // For attend_split():
   __device__ void newest_position() const {
     turn();
+    __syncwarp();
     sync_team();
   }
   __device__ void newest_row(int is_v, uint32_t to, int bytes, uint32_t scales_to, int scale_bytes) const {
@@ -426,6 +424,7 @@ __device__ inline void multiply_layers(const Mega &m, const aisp_megakernel_args
         }
         row_scale = rsqrtf(warp_sum(squares) / sizes.k + m.decoder.eps);
       }
+      __syncwarp(); // lanes left the waits one by one
       barrier(SLICE_BARRIER + warp, TEAMS * 32);
 
       XAhead<F, 1, WHOLE, 1> ahead; // x is near

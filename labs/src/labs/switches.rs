@@ -41,10 +41,13 @@ impl SwitchLab {
                 | Slot::WeightType
                 | Slot::Products
                 | Slot::ActivationType
-                | Slot::Layers
                 | Slot::StepLoop,
                 DeviceKind::Cuda,
             ) => &[Optimization::FusedOps, Optimization::CudaGraphs, Optimization::FastSampler],
+            // Where it is faster, over weights of few bytes.
+            (_, Slot::Layers, DeviceKind::Cuda) => {
+                &[Optimization::FusedOps, Optimization::CudaGraphs, Optimization::FastSampler, Optimization::WeightsFp8]
+            }
             (_, _, _) => &[Optimization::FastSampler],
         };
         let with = Selection::closed_on(device, kernels.iter().copied().chain([self.0]));
@@ -81,7 +84,7 @@ impl Lab for SwitchLab {
         if self.0.spec().slot == Slot::Loading {
             return Ok(Box::new(StartExperiment::new(context, self.0)?));
         }
-        let dense_weights = matches!(self.0.spec().slot, Slot::WeightType | Slot::ActivationType);
+        let dense_weights = matches!(self.0.spec().slot, Slot::WeightType | Slot::ActivationType | Slot::Layers);
         // Steps so small that prompts do not fit into one: else there is nothing to cut.
         let max_num_batched_tokens = if self.0.spec().slot == Slot::Prefill { 64 } else { 2048 };
         let common_beginning = self.0.spec().slot == Slot::PrefixReuse;
@@ -97,14 +100,42 @@ impl Lab for SwitchLab {
             )?));
         }
         if self.0.spec().slot == Slot::Layers {
-            let settings = EngineSettings { max_num_seqs: 1, ..EngineSettings::default() };
+            let settings = EngineSettings { dense_weights, max_num_seqs: 1, ..EngineSettings::default() };
             let arms = self.arms(context.device.kind());
             return Ok(Box::new(EngineExperiment::new(context, one_by_one, settings, arms)?));
+        }
+        if matches!(self.0.spec().slot, Slot::Products | Slot::WideProducts | Slot::ActivationType) {
+            let (max_num_seqs, max_model_len) = (MANY, 256);
+            let num_kv_tokens = max_num_seqs * max_model_len;
+            let settings = EngineSettings {
+                dense_weights,
+                max_num_seqs,
+                max_model_len,
+                num_kv_tokens,
+                ..EngineSettings::default()
+            };
+            let arms = self.arms(context.device.kind());
+            return Ok(Box::new(EngineExperiment::new(context, many_at_once, settings, arms)?));
         }
         let settings =
             EngineSettings { dense_weights, common_beginning, max_num_batched_tokens, ..EngineSettings::default() };
         let experiment = EngineExperiment::new(context, mixed_requests, settings, self.arms(context.device.kind()))?;
         Ok(Box::new(experiment))
+    }
+}
+
+/// Sequences in a step of many rows.
+const MANY: usize = 96;
+
+/// Answers that are all computed together: steps of decodes have many rows.
+fn many_at_once(_num_parameters: u64) -> RequestMix {
+    RequestMix {
+        num_requests: MANY,
+        max_prompt_tokens: 64,
+        max_answer_tokens: 96,
+        answers: Answers::Even,
+        arrivals_per_step: MANY,
+        allowed_tokens: None,
     }
 }
 
