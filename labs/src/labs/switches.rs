@@ -104,38 +104,10 @@ impl Lab for SwitchLab {
             let arms = self.arms(context.device.kind());
             return Ok(Box::new(EngineExperiment::new(context, one_by_one, settings, arms)?));
         }
-        if matches!(self.0.spec().slot, Slot::Products | Slot::WideProducts | Slot::ActivationType) {
-            let (max_num_seqs, max_model_len) = (MANY, 256);
-            let num_kv_tokens = max_num_seqs * max_model_len;
-            let settings = EngineSettings {
-                dense_weights,
-                max_num_seqs,
-                max_model_len,
-                num_kv_tokens,
-                ..EngineSettings::default()
-            };
-            let arms = self.arms(context.device.kind());
-            return Ok(Box::new(EngineExperiment::new(context, many_at_once, settings, arms)?));
-        }
         let settings =
             EngineSettings { dense_weights, common_beginning, max_num_batched_tokens, ..EngineSettings::default() };
         let experiment = EngineExperiment::new(context, mixed_requests, settings, self.arms(context.device.kind()))?;
         Ok(Box::new(experiment))
-    }
-}
-
-/// Sequences in a step of many rows.
-const MANY: usize = 96;
-
-/// Answers that are all computed together: steps of decodes have many rows.
-fn many_at_once(_num_parameters: u64) -> RequestMix {
-    RequestMix {
-        num_requests: MANY,
-        max_prompt_tokens: 64,
-        max_answer_tokens: 96,
-        answers: Answers::Even,
-        arrivals_per_step: MANY,
-        allowed_tokens: None,
     }
 }
 
