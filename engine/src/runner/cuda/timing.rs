@@ -9,11 +9,9 @@ use crate::error::EngineError;
 /// Steps that are timed.
 const TIMED_STEPS: usize = 20;
 
-/// Context of the timed steps.
-const TIMED_CONTEXT: usize = 256;
-
 impl CudaRunner {
-    /// Makes the kernel of all layers and leaves it again where ops of their own are faster.
+    /// Makes the kernel of all layers and leaves it again where ops of their own are faster, over the longest context that
+    /// it would have: there it gains least.
     ///
     /// Errors: out of memory; a failed launch.
     pub(super) fn time_megakernel(&mut self) -> Result<(), EngineError> {
@@ -30,7 +28,7 @@ impl CudaRunner {
         let layout = shape.layout();
         let mut tables = vec![0; layout.len];
         tables[layout.slots.start] = -1; // nothing is stored
-        tables[layout.context_lens.start] = TIMED_CONTEXT.min(max_context_len) as i32;
+        tables[layout.context_lens.start] = max_context_len as i32;
         self.tables.upload(0, &tables)?;
         let by_ops = self.time_steps(&shape)?;
         self.model.make_megakernel(&self.kv, max_context_len)?;
