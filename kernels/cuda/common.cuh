@@ -86,6 +86,15 @@ int launch(const aisp_ctx *ctx, void (*kernel)(P...), dim3 grid, dim3 block, siz
   return launch_with(ctx, 1, false, kernel, grid, block, shared_bytes, stream, static_cast<P>(args)...);
 }
 
+// Whether a kernel that only sm_90a has code for is there: made from PTX, for another architecture, it has an empty body.
+template <typename... P>
+int has_hopper_code(void (*kernel)(P...), bool *found) {
+  cudaFuncAttributes attributes;
+  if (int code = cudaFuncGetAttributes(&attributes, kernel)) return code;
+  *found = attributes.binaryVersion == 90 && attributes.numRegs >= 32;
+  return 0;
+}
+
 __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 __host__ __device__ inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 

@@ -561,10 +561,9 @@ int aisp_megakernel_create(const aisp_ctx *ctx, const aisp_decoder *decoder, con
   const aisp_decoder_layer &first = layers[0];
   const Variant variant = choose_variant(first);
   if (!variant.kernel || ceil_div(std::max(first.gate_up.k, first.down.k), variant.stage_k) > 255) return cudaErrorNotSupported;
-  cudaFuncAttributes attributes;
-  if (int code = cudaFuncGetAttributes(&attributes, variant.kernel)) return code;
-  // Code for another architecture, made from PTX, has an empty body.
-  if (attributes.binaryVersion != 90 || attributes.numRegs < 32) return cudaErrorNotSupported;
+  bool is_there = false;
+  if (int code = has_hopper_code(variant.kernel, &is_there)) return code;
+  if (!is_there) return cudaErrorNotSupported;
   Mega mega = {};
   mega.decoder = *decoder;
   mega.sizes[QKV] = sizes_of(first.qkv, false, variant.stage_k);

@@ -426,11 +426,10 @@ int prepare_wide_linear(aisp_ctx *ctx) {
   for (auto raise : {raise_wide_limits<AISP_BF16>, raise_wide_limits<AISP_FP8>, raise_wide_limits<AISP_W8G32>,
                      raise_wide_limits<AISP_W4G32>, raise_wide_limits<AISP_NVFP4>})
     if (int code = raise()) return code;
-  cudaFuncAttributes attributes;
   const auto kernel = wide_kernel<AISP_FP8, 4, 64>;
-  if (int code = cudaFuncGetAttributes(&attributes, kernel)) return code;
-  // Code for another architecture, made from PTX, has an empty body.
-  if (attributes.binaryVersion != 90 || attributes.numRegs < 32) return 0;
+  bool is_there = false;
+  if (int code = has_hopper_code(kernel, &is_there)) return code;
+  if (!is_there) return 0;
   cudaDriverEntryPointQueryResult found;
   void *encode = nullptr;
   if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, cudaEnableDefault, &found) ||

@@ -36,6 +36,19 @@ pub struct StepShape {
 }
 
 impl StepShape {
+    /// A step of so many sequences of one row, padding included, each of which has a row of logits.
+    pub fn decodes(num_rows: usize, max_context_len: usize, draws: bool) -> Self {
+        Self {
+            num_rows,
+            num_decodes: num_rows,
+            num_prefills: 0,
+            max_query_len: 1,
+            num_logit_rows: num_rows,
+            max_context_len,
+            draws,
+        }
+    }
+
     /// Width of a block table.
     pub fn max_blocks(&self) -> usize {
         self.max_context_len / BLOCK_SIZE
@@ -165,17 +178,8 @@ impl StepTables {
         let max_context_len = context_bucket(longest, max_model_len);
         let draws = input.sequences.iter().any(|sequence| matches!(sequence.choice, TokenChoice::Drawn(_)));
         if num_decodes == input.sequences.len() {
-            let rows = rows_bucket(num_decodes);
-            return StepShape {
-                num_rows: rows,
-                num_decodes: rows,
-                num_prefills: 0,
-                max_query_len: 1,
-                // Parts of prompts of one token want no logits; the rows are there all the same.
-                num_logit_rows: rows,
-                max_context_len,
-                draws,
-            };
+            // Parts of prompts of one token want no logits; the rows are there all the same.
+            return StepShape::decodes(rows_bucket(num_decodes), max_context_len, draws);
         }
         StepShape {
             num_rows: input.token_ids.len(),

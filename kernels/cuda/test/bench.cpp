@@ -13,10 +13,6 @@ static aisp_ctx *CTX;
 static double READ_RATE = 4.4e12; // bytes a second
 static bool USE_PDL = true;
 
-static const char *name_of(int format) {
-  static const char *names[] = {"bf16", "f32", "fp8", "w8g32", "w4g32", "nvfp4"};
-  return names[format];
-}
 static std::vector<std::string> words(const char *variable, const char *otherwise) {
   const char *text = std::getenv(variable);
   std::istringstream in(text ? text : otherwise);
@@ -26,7 +22,7 @@ static std::vector<std::string> words(const char *variable, const char *otherwis
 }
 static int format_named(const std::string &name) {
   for (int f : {AISP_BF16, AISP_FP8, AISP_W8G32, AISP_W4G32, AISP_NVFP4})
-    if (name == name_of(f)) return f;
+    if (name == format_name(f)) return f;
   std::exit(3);
 }
 
@@ -56,33 +52,6 @@ static double time_graph(const std::function<void()> &work, int repeats = 9, siz
   CK(aisp_graph_destroy(graph));
   std::sort(times.begin(), times.end());
   return times[times.size() / 2];
-}
-
-struct Matrix {
-  int format, n, k;
-  Device<uint8_t> data, scales;
-  float tensor_scale = 1;
-  aisp_weight view() const { return {format, n, k, tensor_scale, data.ptr, scales.ptr}; }
-  size_t bytes() const { return data.count + scales.count; }
-};
-
-static Matrix make_matrix(int format, int n, int k, uint64_t seed) {
-  static Device<aisp_bf16> scratch;
-  const size_t count = (size_t)n * k;
-  Matrix m;
-  m.format = format, m.n = n, m.k = k;
-  m.data = Device<uint8_t>(aisp_weight_data_bytes(format, n, k));
-  m.scales = Device<uint8_t>(aisp_weight_scales_bytes(format, n, k));
-  const float std = 1 / std::sqrt((float)k);
-  if (format == AISP_BF16) {
-    CK(aisp_fill_normal(CTX, (aisp_bf16 *)m.data.ptr, count, seed, 0, std, STREAM));
-    return m;
-  }
-  if (scratch.count < count) scratch = Device<aisp_bf16>(count);
-  CK(aisp_fill_normal(CTX, scratch.ptr, count, seed, 0, std, STREAM));
-  m.tensor_scale = 6 * std / (448 * 6);
-  CK(aisp_quantize_weight(CTX, format, n, k, scratch.ptr, m.tensor_scale, m.data.ptr, m.scales.ptr, STREAM));
-  return m;
 }
 
 static void bench_ceilings() {
@@ -117,7 +86,7 @@ static void bench_linear() {
       const size_t one = aisp_weight_data_bytes(format, n, k);
       const int copies = (int)std::clamp<size_t>(((size_t)400 << 20) / one, 2, 200);
       std::vector<Matrix> weights;
-      for (int i = 0; i < copies; i++) weights.push_back(make_matrix(format, n, k, i));
+      for (int i = 0; i < copies; i++) weights.push_back(make_matrix(CTX, format, n, k, i));
       Device<aisp_bf16> x((size_t)most * k);
       Device<float> out((size_t)most * n);
       CK(aisp_fill_normal(CTX, x.ptr, x.count, 5, 0, 1, STREAM));
@@ -165,14 +134,14 @@ struct Model {
 
   Model(const Shape &shape, int format) : s(shape), norm((size_t)shape.hidden), cos((size_t)8192 * shape.dim / 2), sin(cos.count) {
     for (int l = 0; l < s.layers; l++) {
-      qkv.push_back(make_matrix(format, (s.heads + 2 * s.kvh) * s.dim, s.hidden, 4 * l));
-      o.push_back(make_matrix(format, s.hidden, s.heads * s.dim, 4 * l + 1));
-      gate_up.push_back(make_matrix(format, 2 * s.inner, s.hidden, 4 * l + 2));
-      down.push_back(make_matrix(format, s.hidden, s.inner, 4 * l + 3));
+      qkv.push_back(make_matrix(CTX, format, (s.heads + 2 * s.kvh) * s.dim, s.hidden, 4 * l));
+      o.push_back(make_matrix(CTX, format, s.hidden, s.heads * s.dim, 4 * l + 1));
+      gate_up.push_back(make_matrix(CTX, format, 2 * s.inner, s.hidden, 4 * l + 2));
+      down.push_back(make_matrix(CTX, format, s.hidden, s.inner, 4 * l + 3));
       weight_bytes += qkv[l].bytes() + o[l].bytes() + gate_up[l].bytes() + down[l].bytes();
     }
-    head = make_matrix(AISP_BF16, s.vocab, s.hidden, 999);
-    if (!s.tied) embed = make_matrix(AISP_BF16, s.vocab, s.hidden, 998);
+    head = make_matrix(CTX, AISP_BF16, s.vocab, s.hidden, 999);
+    if (!s.tied) embed = make_matrix(CTX, AISP_BF16, s.vocab, s.hidden, 998);
     weight_bytes += head.bytes();
     CK(aisp_fill_normal_f32(CTX, norm.ptr, norm.count, 3, 1, 0.1f, STREAM));
     std::vector<float> c(cos.count), n(cos.count);

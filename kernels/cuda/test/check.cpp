@@ -10,11 +10,6 @@ static constexpr double BF16_ROUNDING = 1.6e-5;
 static aisp_ctx *CTX;
 static uint64_t SEED = 1;
 
-static const char *name_of(int format) {
-  static const char *names[] = {"bf16", "f32", "fp8", "w8g32", "w4g32", "nvfp4"};
-  return names[format];
-}
-
 // A weight with its natural values.
 struct Weight {
   int format, n, k;
@@ -124,7 +119,7 @@ static void check_products(const std::string &kind, Linear linear, const std::ve
   for (int format : {AISP_BF16, AISP_FP8, AISP_W8G32, AISP_W4G32, AISP_NVFP4})
     for (auto [n, k] : shapes) {
       if (std::getenv("SMALL") && n * k > 1000000) continue; // under a sanitizer
-      const std::string name = kind + " " + name_of(format) + " " + std::to_string(n) + "x" + std::to_string(k);
+      const std::string name = kind + " " + format_name(format) + " " + std::to_string(n) + "x" + std::to_string(k);
       const double tolerance = rounded && (format == AISP_W8G32 || format == AISP_W4G32) ? BF16_ROUNDING : 1e-9;
       Weight w = make_weight(format, n, k, SEED++);
       const aisp_weight view = w.view();
@@ -266,7 +261,7 @@ static void check_weights() {
     const auto y = out.get();
     size_t differ = 0;
     for (size_t i = 0; i < y.size(); i++) differ += std::fabs(bf16_to_float(y[i]) - w.values[i]) > std::fabs(w.values[i]) * 0x1p-8f;
-    expect(differ == 0, std::string("dequantize ") + name_of(format), (double)differ, 0);
+    expect(differ == 0, std::string("dequantize ") + format_name(format), (double)differ, 0);
 
     // bf16 to the format on the device.
     const auto source = rough_bf16((size_t)n * k, SEED++, 0.02f);
@@ -289,7 +284,7 @@ static void check_weights() {
     const auto z = out.get();
     Nmse e;
     for (size_t i = 0; i < z.size(); i++) e.add(bf16_to_float(z[i]), bf16_to_float(source[i]));
-    expect_below(e.value(), format == AISP_W8G32 ? 2e-4 : format == AISP_FP8 ? 1e-3 : 2e-2, std::string("quantize ") + name_of(format));
+    expect_below(e.value(), format == AISP_W8G32 ? 2e-4 : format == AISP_FP8 ? 1e-3 : 2e-2, std::string("quantize ") + format_name(format));
   }
   // GGUF blocks.
   for (auto [type, block_k, block_bytes] : {std::array<int, 3>{2, 32, 18}, {3, 32, 20}, {8, 32, 34}, {12, 256, 144}}) {
@@ -453,9 +448,9 @@ static void check_pointwise() {
           }
           es.add(sy[(size_t)t * (hidden / 16) + g], sum);
         }
-      expect_below(e.value(), 1e-12, std::string("embedding ") + name_of(format));
-      expect_below(en.value(), BF16_ROUNDING, std::string("embedding next x ") + name_of(format));
-      expect_below(es.value(), 1e-10, std::string("embedding sumsq ") + name_of(format));
+      expect_below(e.value(), 1e-12, std::string("embedding ") + format_name(format));
+      expect_below(en.value(), BF16_ROUNDING, std::string("embedding next x ") + format_name(format));
+      expect_below(es.value(), 1e-10, std::string("embedding sumsq ") + format_name(format));
     }
 }
 
@@ -899,7 +894,7 @@ static void check_gemm() {
     for (int format : {AISP_BF16, AISP_FP8})
       for (int out_format : {AISP_BF16, AISP_F32})
         for (int rows : {16, 33, 200}) {
-          const std::string name = std::string("gemm ") + name_of(format) + " " + std::to_string(n) + "x" + std::to_string(k) + " rows ";
+          const std::string name = std::string("gemm ") + format_name(format) + " " + std::to_string(n) + "x" + std::to_string(k) + " rows ";
           const bool fp8 = format == AISP_FP8;
           const Weight w = make_weight(format, n, k, SEED++);
           auto x = rough_bf16((size_t)rows * k, SEED++);

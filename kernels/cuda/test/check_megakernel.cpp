@@ -8,31 +8,7 @@ struct Case {
   bool biased, normed; // a bias of QKV; norms over heads
 };
 
-const char *FORMATS[] = {"bf16", "f32", "fp8", "w8g32", "w4g32", "nvfp4"};
 const char *KV_FORMATS[] = {"bf16", "", "fp8", "fp4"};
-
-struct Matrix {
-  Device<uint8_t> data, scales;
-  aisp_weight view = {};
-};
-
-Matrix make_matrix(const aisp_ctx *ctx, int format, int n, int k, uint64_t seed) {
-  Matrix m;
-  m.data = Device<uint8_t>(aisp_weight_data_bytes(format, n, k));
-  m.scales = Device<uint8_t>(aisp_weight_scales_bytes(format, n, k));
-  const float std = 1 / std::sqrt((float)k), tensor_scale = 6 * std / (448 * 6);
-  m.view = {format, n, k, tensor_scale, m.data.ptr, m.scales.ptr};
-  const size_t count = (size_t)n * k;
-  if (format == AISP_BF16) {
-    CK(aisp_fill_normal(ctx, (aisp_bf16 *)m.data.ptr, count, seed, 0, std, STREAM));
-  } else {
-    const Device<aisp_bf16> noise(count);
-    CK(aisp_fill_normal(ctx, noise.ptr, count, seed, 0, std, STREAM));
-    CK(aisp_quantize_weight(ctx, format, n, k, noise.ptr, tensor_scale, m.data.ptr, m.scales.ptr, STREAM));
-    CK(aisp_stream_synchronize(STREAM));
-  }
-  return m;
-}
 
 Device<float> noise(const aisp_ctx *ctx, size_t count, uint64_t seed, float mean, float std) {
   Device<float> d(count);
@@ -114,16 +90,18 @@ struct Decoder {
   void begin(int at, bool empty) {
     position.put({at}), slot.put({empty ? -1 : block_table[at / AISP_BLOCK_SIZE] * AISP_BLOCK_SIZE + at % AISP_BLOCK_SIZE});
     context.put({empty ? 0 : at + 1}), ids.put({at * 31 % VOCAB});
-    CK(aisp_embedding(ctx, &table.view, ids.ptr, nullptr, 0, 1, residual.ptr, norms[0].ptr, x.ptr, sumsq.ptr, STREAM));
+    const aisp_weight rows = table.view();
+    CK(aisp_embedding(ctx, &rows, ids.ptr, nullptr, 0, 1, residual.ptr, norms[0].ptr, x.ptr, sumsq.ptr, STREAM));
   }
 
   void linear(const Matrix &w, const aisp_bf16 *from, int output, void *out, bool normed, const float *bias, const float *next) {
+    const aisp_weight view = w.view();
     aisp_linear_args args = {};
-    args.x = from, args.ldx = w.view.k, args.output = output, args.out = out, args.num_rows = 1, args.bias = bias;
-    args.ldo = output == AISP_OUT_SILU_MUL ? w.view.n / 2 : w.view.n;
+    args.x = from, args.ldx = w.k, args.output = output, args.out = out, args.num_rows = 1, args.bias = bias;
+    args.ldo = output == AISP_OUT_SILU_MUL ? w.n / 2 : w.n;
     if (normed) args.x_sumsq = sumsq.ptr, args.eps = 1e-5f;
     if (next) args.next_norm_weight = next, args.next_x = x.ptr, args.next_sumsq = sumsq.ptr;
-    CK(aisp_linear(ctx, &w.view, &args, STREAM));
+    CK(aisp_linear(ctx, &view, &args, STREAM));
   }
   void by_ops(const std::vector<Pool> &pools) {
     for (int l = 0; l < c.layers; l++) {
@@ -144,7 +122,7 @@ struct Decoder {
     std::vector<aisp_decoder_layer> layers;
     for (int l = 0; l < c.layers; l++) {
       const Matrix *m = &matrices[4 * l];
-      layers.push_back({m[0].view, m[1].view, m[2].view, m[3].view, c.biased ? biases[l].ptr : nullptr, norms[2 * l + 1].ptr, next_norm(l),
+      layers.push_back({m[0].view(), m[1].view(), m[2].view(), m[3].view(), c.biased ? biases[l].ptr : nullptr, norms[2 * l + 1].ptr, next_norm(l),
                         rope(l).q_norm, rope(l).k_norm, pools[l].parts[0].ptr, pools[l].parts[1].ptr, pools[l].parts[2].ptr, pools[l].parts[3].ptr});
     }
     if (swapped) std::swap(layers[0].o, layers[1].o);
@@ -158,7 +136,7 @@ struct Decoder {
 };
 
 void check(const aisp_ctx *ctx, const Case &c, uint64_t seed) {
-  const std::string name = std::string("megakernel ") + FORMATS[c.format] + " kv " + KV_FORMATS[c.kv_format] + " D " + std::to_string(c.dim) +
+  const std::string name = std::string("megakernel ") + format_name(c.format) + " kv " + KV_FORMATS[c.kv_format] + " D " + std::to_string(c.dim) +
                            " H " + std::to_string(c.hidden);
   Decoder d(ctx, c, seed);
   const auto expected = d.pools(), found = d.pools();

@@ -126,6 +126,39 @@ struct Device {
   }
 };
 
+inline const char *format_name(int format) {
+  static const char *names[] = {"bf16", "f32", "fp8", "w8g32", "w4g32", "nvfp4"};
+  return names[format];
+}
+
+// A weight matrix of noise on the device, in any format.
+struct Matrix {
+  int format = 0, n = 0, k = 0;
+  Device<uint8_t> data, scales;
+  float tensor_scale = 1;
+  aisp_weight view() const { return {format, n, k, tensor_scale, data.ptr, scales.ptr}; }
+  size_t bytes() const { return data.count + scales.count; }
+};
+
+inline Matrix make_matrix(const aisp_ctx *ctx, int format, int n, int k, uint64_t seed) {
+  static Device<aisp_bf16> scratch;
+  const size_t count = (size_t)n * k;
+  Matrix m;
+  m.format = format, m.n = n, m.k = k;
+  m.data = Device<uint8_t>(aisp_weight_data_bytes(format, n, k));
+  m.scales = Device<uint8_t>(aisp_weight_scales_bytes(format, n, k));
+  const float std = 1 / std::sqrt((float)k);
+  if (format == AISP_BF16) {
+    CK(aisp_fill_normal(ctx, (aisp_bf16 *)m.data.ptr, count, seed, 0, std, STREAM));
+    return m;
+  }
+  if (scratch.count < count) scratch = Device<aisp_bf16>(count);
+  CK(aisp_fill_normal(ctx, scratch.ptr, count, seed, 0, std, STREAM));
+  m.tensor_scale = 6 * std / (448 * 6);
+  CK(aisp_quantize_weight(ctx, format, n, k, scratch.ptr, m.tensor_scale, m.data.ptr, m.scales.ptr, STREAM));
+  return m;
+}
+
 inline void parallel(int count, const std::function<void(int)> &work) {
   std::atomic<int> next{0};
   std::vector<std::thread> threads;

@@ -151,6 +151,19 @@ impl<'a, T> DeviceSlice<'a, T> {
     }
 }
 
+/// The address of a buffer that may be left out, after a look at its size.
+pub(super) fn at_least_or_null<T: Pod>(
+    buffer: Option<&DeviceBuffer<T>>,
+    op: &'static str,
+    what: &'static str,
+    needed: usize,
+) -> Result<*const T, CudaError> {
+    match buffer {
+        Some(buffer) => buffer.all().at_least(op, what, needed).map(<*mut T>::cast_const),
+        None => Ok(std::ptr::null()),
+    }
+}
+
 /// Pinned memory of the host: copies to and from the device run beside the host.
 #[derive(Debug)]
 pub struct PinnedBuffer<T> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use half::bf16;
 
-use super::buffer::{DeviceBuffer, DeviceSlice};
+use super::buffer::{DeviceBuffer, DeviceSlice, at_least_or_null};
 use super::error::CudaError;
 use super::ffi;
 use super::gpu::{Gpu, check};
@@ -106,7 +106,8 @@ impl Megakernel {
             sliding_window: window(shape.sliding_window),
             scale: 1.0 / (kv_shape.head_dim as f32).sqrt(),
             eps: shape.eps,
-            rope: raw_rope(OP, (shape.rope, None), kv_shape.head_dim, shape.eps)?,
+            // Each layer has norms over heads of its own.
+            rope: ffi::Rope { norm_eps: shape.eps, ..raw_rope(OP, (shape.rope, None), kv_shape.head_dim)? },
             kv: kv.raw(0),
         };
         let described = layers.iter().enumerate().map(|(index, layer)| layer.raw(kv, index));
@@ -151,21 +152,17 @@ impl MegakernelLayer<'_> {
     fn raw(&self, kv: &CudaKv, index: usize) -> Result<ffi::DecoderLayer, CudaError> {
         let vector =
             |buffer: &DeviceBuffer<f32>, what, len| buffer.all().at_least(OP, what, len).map(<*mut f32>::cast_const);
-        let optional = |buffer: Option<&DeviceBuffer<f32>>, what, len| match buffer {
-            Some(buffer) => vector(buffer, what, len),
-            None => Ok(std::ptr::null()),
-        };
         let (hidden, pool, dim) = (self.qkv.in_features(), kv.raw(index), kv.shape().head_dim);
         Ok(ffi::DecoderLayer {
             qkv: self.qkv.raw(),
             o: self.o.raw(),
             gate_up: self.gate_up.raw(),
             down: self.down.raw(),
-            qkv_bias: optional(self.qkv_bias, "bias", self.qkv.out_features())?,
+            qkv_bias: at_least_or_null(self.qkv_bias, OP, "bias", self.qkv.out_features())?,
             post_attention_norm: vector(self.post_attention_norm, "norm", hidden)?,
             next_norm: vector(self.next_norm, "norm", hidden)?,
-            q_norm: optional(self.head_norms.map(|(q, _)| q), "head norm", dim)?,
-            k_norm: optional(self.head_norms.map(|(_, k)| k), "head norm", dim)?,
+            q_norm: at_least_or_null(self.head_norms.map(|(q, _)| q), OP, "head norm", dim)?,
+            k_norm: at_least_or_null(self.head_norms.map(|(_, k)| k), OP, "head norm", dim)?,
             k: pool.k,
             v: pool.v,
             k_scales: pool.k_scales,

@@ -3,7 +3,7 @@
 
 use half::bf16;
 
-use super::buffer::{DeviceBuffer, DeviceSlice};
+use super::buffer::{DeviceBuffer, DeviceSlice, at_least_or_null};
 use super::error::CudaError;
 use super::ffi;
 use super::gemm::Fp8Rows;
@@ -102,12 +102,7 @@ pub(super) fn raw_rope(
     op: &'static str,
     (rope, norms): (&Rope, Option<RopeNorms<'_>>),
     head_dim: usize,
-    norm_eps: f32,
 ) -> Result<ffi::Rope, CudaError> {
-    let head_norm = |buffer: Option<&DeviceBuffer<f32>>| match buffer {
-        Some(buffer) => buffer.all().at_least(op, "head norm", head_dim).map(<*mut f32>::cast_const),
-        None => Ok(std::ptr::null()),
-    };
     Ok(ffi::Rope {
         cos: rope.cos.all().at_least(op, "cosines", head_dim / 2)?,
         sin: rope.sin.all().at_least(op, "sines", head_dim / 2)?,
@@ -115,9 +110,9 @@ pub(super) fn raw_rope(
             crate::rope::RopeStyle::Neox => 0,
             crate::rope::RopeStyle::Interleaved => 1,
         },
-        q_norm: head_norm(norms.map(|norms| norms.q))?,
-        k_norm: head_norm(norms.map(|norms| norms.k))?,
-        norm_eps,
+        q_norm: at_least_or_null(norms.map(|norms| norms.q), op, "head norm", head_dim)?,
+        k_norm: at_least_or_null(norms.map(|norms| norms.k), op, "head norm", head_dim)?,
+        norm_eps: norms.map_or(0.0, |norms| norms.eps),
     })
 }
 
@@ -299,8 +294,7 @@ impl Gpu {
         let positions = positions.at_least(OP, "positions", num_tokens)?;
         let slots = slots.at_least(OP, "slots", num_tokens)?;
         let q = q.at_least(OP, "q", num_tokens * num_heads * shape.head_dim)?;
-        let eps = rope.1.map_or(0.0, |norms| norms.eps);
-        let raw = raw_rope(OP, rope, shape.head_dim, eps)?;
+        let raw = raw_rope(OP, rope, shape.head_dim)?;
         // SAFETY: every operand has the size that its shape asks for; who writes the tables keeps slots in the pool and
         // positions in the table.
         let code = unsafe {

@@ -34,9 +34,9 @@ impl CudaDecoder {
         Ok(())
     }
 
-    /// Leaves it, for ops of their own.
-    pub fn drop_megakernel(&mut self) {
-        self.megakernel = None;
+    /// Takes it, or leaves it for ops of their own; the one before.
+    pub fn set_megakernel(&mut self, kernel: Option<Megakernel>) -> Option<Megakernel> {
+        std::mem::replace(&mut self.megakernel, kernel)
     }
 
     /// The kernel of all layers, if steps of this shape are computed by it.

@@ -16,28 +16,22 @@ impl CudaRunner {
     /// Errors: out of memory; a failed launch.
     pub(super) fn time_megakernel(&mut self) -> Result<(), EngineError> {
         let max_context_len = context_bucket(1, self.limits.max_model_len);
-        let shape = StepShape {
-            num_rows: 1,
-            num_decodes: 1,
-            num_prefills: 0,
-            max_query_len: 1,
-            num_logit_rows: 1,
-            max_context_len,
-            draws: false,
-        };
+        let shape = StepShape::decodes(1, max_context_len, false);
+        self.model.make_megakernel(&self.kv, max_context_len)?;
+        if self.model.megakernel(&shape).is_none() {
+            return Ok(());
+        }
         let layout = shape.layout();
         let mut tables = vec![0; layout.len];
         tables[layout.slots.start] = -1; // nothing is stored
         tables[layout.context_lens.start] = max_context_len as i32;
         self.tables.upload(0, &tables)?;
+        let by_megakernel = self.time_steps(&shape)?;
+        let kernel = self.model.set_megakernel(None);
         let by_ops = self.time_steps(&shape)?;
-        self.model.make_megakernel(&self.kv, max_context_len)?;
-        if self.model.megakernel(&shape).is_some() {
-            let by_megakernel = self.time_steps(&shape)?;
-            tracing::debug!(by_ops, by_megakernel, "milliseconds of a step of one row");
-            if by_megakernel >= by_ops {
-                self.model.drop_megakernel();
-            }
+        tracing::debug!(by_ops, by_megakernel, "milliseconds of a step of one row");
+        if by_megakernel < by_ops {
+            self.model.set_megakernel(kernel);
         }
         Ok(())
     }
