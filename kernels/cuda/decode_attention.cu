@@ -35,8 +35,7 @@ struct Block {
   }
   __device__ void sync() const { __syncthreads(); }
   __device__ __nv_bfloat16 *out() const { return reinterpret_cast<__nv_bfloat16 *>(call.args.out) + first(); }
-  __device__ void store(int i, float x) const { out()[i] = __float2bfloat16_rn(x); }
-  __device__ void store(int i, uint32_t ab, uint32_t cd) const { *reinterpret_cast<uint2 *>(out() + i) = make_uint2(ab, cd); }
+  __device__ void store(int i, uint32_t two) const { *reinterpret_cast<uint32_t *>(out() + i) = two; }
 };
 
 template <int D, int KV, int NT, int RING> // NT: groups of 8 heads
@@ -50,12 +49,12 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
   const Splits splits = splits_of(call.args, context);
   Block block = {call, s, kv_head};
   if (context > 0 && split >= splits.begin && split < splits.end) {
-    attend_split<D, KV, NT, RING>(call, s, kv_head, split, context, splits, threadIdx.x, shared, &meet, block);
+    attend_split<D, KV, NT, RING, RING == 4 ? 4 : 1>(call, s, kv_head, split, context, splits, threadIdx.x, shared, &meet, block);
     return;
   }
   block.newest_position();
   if (context <= 0 && split == 0)
-    for (int i = threadIdx.x; i < call.group * D; i += WARPS * 32) block.store(i, 0.0f);
+    for (int i = threadIdx.x; i < call.group * (D / 2); i += WARPS * 32) block.store(2 * i, 0);
 }
 
 template <int D, int KV, int NT, int RING>

@@ -10,18 +10,18 @@ constexpr int WARP_POSITIONS = AISP_SPLIT_SIZE / WARPS;
 constexpr size_t COUNTER_BYTES = 256 * 1024; // one counter a sequence and kv head, in front of the workspace
 constexpr float NEVER = -INFINITY;
 
-template <int D, int KV, int RING>
+template <int D, int KV, int NT, int RING>
 struct Shape {
   static constexpr int ROW = kv_row_bytes(KV, D);     // bytes of a position in the pool
-  static constexpr int ROW_STRIDE = D * 2 + 16;       // in shared memory as bf16; an odd number of 16 bytes: no conflicts
-  static constexpr int K_STRIDE = KV == AISP_KV_BF16 ? ROW_STRIDE : ROW;
-  static constexpr int V_STRIDE = KV == AISP_KV_BF16 ? ROW_STRIDE : KV == AISP_KV_FP4 ? ROW + 16 : ROW;
+  // In shared memory, padded where lanes would meet in a bank otherwise.
+  static constexpr int K_STRIDE = KV == AISP_KV_BF16 || (KV == AISP_KV_FP8 && D > 64) ? ROW + 16 : ROW;
+  static constexpr int V_STRIDE = ROW + 16;
   static constexpr int HALF = 16 * K_STRIDE;          // K of a block; V lies behind it
   static constexpr int SCALES_AT = HALF + 16 * V_STRIDE;
   static constexpr int SCALES = 16 * kv_scale_bytes(KV, D); // of K, and again of V
   static constexpr int STAGE = SCALES_AT + 2 * SCALES;
-  static constexpr int WORK = KV == AISP_KV_FP8 ? 2 * 16 * ROW_STRIDE : 0; // the block as bf16
-  static constexpr int WARP_BYTES = RING * STAGE + WORK;
+  static constexpr int RESULT = NT * 8 * D * 4;             // O of a warp, in place of its ring
+  static constexpr int WARP_BYTES = RING * STAGE > RESULT ? RING * STAGE : RESULT;
 };
 
 struct Call {
@@ -33,15 +33,13 @@ struct Call {
 
 template <int D, int KV, int NT, int RING>
 __host__ __device__ constexpr int shared_bytes() {
-  constexpr int ring = WARPS * Shape<D, KV, RING>::WARP_BYTES;
-  constexpr int exchange = WARPS * NT * 8 * D * 4;
-  return ring > exchange ? ring : exchange;
+  return WARPS * Shape<D, KV, NT, RING>::WARP_BYTES;
 }
 
-// Keys and values of 4 bits become operands in registers. Sums over dimensions may take them in any order and rows of V^T
-// may stand in any order, so the order is such that a lane's codes lie in whole words of 8 values where they can:
-// of a key, lane c of four takes words [c D / 32, (c + 1) D / 32); of a value, lane group r of eight takes WHOLE words from
-// r WHOLE on and, if D is an odd multiple of 32, half of one of the last four.
+// Keys and values of 8 and of 4 bits become operands in registers. Sums over dimensions may take them in any order and rows
+// of V^T may stand in any order, so the order is such that a lane's codes lie in whole words: of a key, lane c of four takes
+// dimensions [c D / 4, (c + 1) D / 4); of a value in 8 bits, lane group r of eight takes [r D / 8, (r + 1) D / 8); in 4 bits
+// it takes WHOLE words of 8 values from r WHOLE on and, if D is an odd multiple of 32, half of one of the last four.
 template <int D>
 constexpr int WHOLE = D / 64;
 
@@ -49,18 +47,63 @@ constexpr int WHOLE = D / 64;
 template <int D, int KV>
 __device__ inline int key_dim(int j, int i) {
   const int lane = threadIdx.x & 31;
-  return KV == AISP_KV_FP4 ? lane % 4 * (D / 4) + j * 4 + i * 2 : j * 16 + i * 8 + lane % 4 * 2;
+  return KV == AISP_KV_BF16 ? j * 16 + i * 8 + lane % 4 * 2 : lane % 4 * (D / 4) + j * 4 + i * 2;
 }
 
 // Where dimension d of O^T stands: row of a step's 16, steps in order.
 template <int D, int KV>
 __device__ inline int value_place(int d) {
-  if constexpr (KV != AISP_KV_FP4) return d;
+  if constexpr (KV == AISP_KV_BF16) return d;
+  if constexpr (KV == AISP_KV_FP8) return d % (D / 8) / 2 * 16 + d % 2 * 8 + d / (D / 8);
   const int word = d / 8, at = d % 8;
   if constexpr (WHOLE<D> > 0) {
     if (word < 8 * WHOLE<D>) return (word % WHOLE<D> * 4 + at / 2) * 16 + at % 2 * 8 + word / WHOLE<D>;
   }
   return (WHOLE<D> * 4 + at % 4 / 2) * 16 + at % 2 * 8 + (word - 8 * WHOLE<D>) * 2 + at / 4;
+}
+
+// score = K Q^T of 16 positions, out of e4m3 codes in shared memory, rows a stride apart. Scales come later.
+template <int D, int NT>
+__device__ inline void fp8_scores(float (&score)[NT][4], const uint32_t (&q)[NT][D / 16][2], uint32_t codes_at, int stride) {
+  const int lane = threadIdx.x & 31;
+  uint32_t code[2][D / 16];
+#pragma unroll
+  for (int h = 0; h < 2; h++) shared_words(code[h], codes_at + (lane / 4 + 8 * h) * stride + lane % 4 * (D / 4));
+#pragma unroll
+  for (int j = 0; j < D / 16; j++) {
+    uint32_t a[4]; // positions by 16 dimensions
+    e4m3x4_to_bf16(code[0][j], a[0], a[2]);
+    e4m3x4_to_bf16(code[1][j], a[1], a[3]);
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) mma_bf16(score[nt], a[0], a[1], a[2], a[3], q[nt][j][0], q[nt][j][1]);
+  }
+}
+
+// O^T += V^T P^T of 16 positions, of which those from `keep` on may hold anything.
+template <int D, int NT>
+__device__ inline void fp8_values(float (&o)[D / 16][NT][4], const uint32_t (&p)[NT][2], uint32_t codes_at, int stride, int keep) {
+  const int lane = threadIdx.x & 31, r = lane / 4, first = lane % 4 * 2; // positions first, first + 1 and 8 more
+  uint32_t code[4][D / 32];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const int position = first + i % 2 + i / 2 * 8;
+    shared_words(code[i], codes_at + position * stride + r * (D / 8));
+#pragma unroll
+    for (int w = 0; w < D / 32; w++) code[i][w] = position < keep ? code[i][w] : 0u;
+  }
+#pragma unroll
+  for (int w = 0; w < D / 32; w++) {
+    uint32_t a[2][4]; // two rows of 16: of this word's dimensions 0 and 1, 2 and 3
+#pragma unroll
+    for (int t = 0; t < 2; t++) {
+      e4m3x4_to_bf16(__byte_perm(code[2 * t][w], code[2 * t + 1][w], 0x5140), a[0][2 * t], a[0][2 * t + 1]);
+      e4m3x4_to_bf16(__byte_perm(code[2 * t][w], code[2 * t + 1][w], 0x7362), a[1][2 * t], a[1][2 * t + 1]);
+    }
+#pragma unroll
+    for (int j = 0; j < 2; j++)
+#pragma unroll
+      for (int nt = 0; nt < NT; nt++) mma_bf16(o[2 * w + j][nt], a[j][0], a[j][1], a[j][2], a[j][3], p[nt][0], p[nt][1]);
+  }
 }
 
 // score = K Q^T of 16 positions, out of codes [16, D / 2] and scales [16, D / 16] in shared memory.
@@ -167,13 +210,15 @@ __device__ inline Splits splits_of(const aisp_decode_args &args, int context) {
 //                      of their scales, to shared memory; a warp calls it
 //   query(h)           bf16 [D] of a head of the group
 //   sync()             a barrier of the four warps
-//   store(i, x)        value i of the group's [heads, D]; whole warps call it with neighbouring i
-//   store(i, ab, cd)   the same for four as pairs of bf16
-// `thread` is 0..127; `shared` and `meet` are the four warps' own. NT: groups of 8 heads.
-template <int D, int KV, int NT, int RING, class Caller>
+//   store(i, two)      values i and i + 1 of the group's [heads, D], in bf16
+// `thread` is 0..127; `shared` and `meet` are the four warps' own. NT: groups of 8 heads. A warp works on
+// AT_ONCE blocks at a time, so that what one waits for is hidden by the others; the bits are the same.
+template <int D, int KV, int NT, int RING, int AT_ONCE, class Caller>
 __device__ inline void attend_split(const Call &call, int s, int kv_head, int split, int context, const Splits &splits, int thread,
                                     uint8_t *shared, Meet<NT> *meet, Caller &caller) {
-  using Sh = Shape<D, KV, RING>;
+  using Sh = Shape<D, KV, NT, RING>;
+  constexpr int MOST_BLOCKS = WARP_POSITIONS / AISP_BLOCK_SIZE;
+  static_assert(RING % AT_ONCE == 0 && MOST_BLOCKS % AT_ONCE == 0);
   const aisp_decode_args &args = call.args;
   const int lane = thread & 31, warp = thread >> 5;
   const int group = call.group, num_heads = args.num_heads;
@@ -249,12 +294,13 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
   const float scale = args.scale * 1.44269504f * LATER;            // exponents are taken to base 2
 
 #pragma unroll 1
-  for (int i = 0; i < num_blocks; i++) {
-    copy_async_wait<RING - 1>();
+  for (int first = 0; first < num_blocks; first += AT_ONCE) {
+    copy_async_wait<RING - AT_ONCE>();
     __syncwarp();
-    const uint32_t stage = ring + i % RING * Sh::STAGE;
+    auto stage_of = [&](int u) { return ring + (first + u) % RING * Sh::STAGE; };
     if constexpr (Caller::HAS_NEWEST) {
-      if (i == newest) {
+      if (newest >= first && newest < first + AT_ONCE) {
+        const uint32_t stage = stage_of(newest - first);
         const int row = (context - 1) % AISP_BLOCK_SIZE;
         constexpr int SCALE = Sh::SCALES / 16;
         caller.newest_row(0, stage + row * Sh::K_STRIDE, Sh::ROW, stage + Sh::SCALES_AT + row * SCALE, SCALE);
@@ -262,123 +308,135 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
         __syncwarp();
       }
     }
-    uint32_t k_at = stage, v_at = stage + Sh::HALF;
-    if constexpr (KV == AISP_KV_FP8) {
-      k_at = ring + RING * Sh::STAGE;
-      v_at = k_at + 16 * Sh::ROW_STRIDE;
-#pragma unroll
-      for (int p = lane; p < 2 * D; p += 32) { // 16 codes
-        const int half = p / D, piece = p % D, row = piece / (D / 16), column = piece % (D / 16);
-        const uint4 codes = shared_16(stage + half * Sh::HALF + piece * 16);
-        uint32_t w[8];
-        e4m3x4_to_bf16(codes.x, w[0], w[1]);
-        e4m3x4_to_bf16(codes.y, w[2], w[3]);
-        e4m3x4_to_bf16(codes.z, w[4], w[5]);
-        e4m3x4_to_bf16(codes.w, w[6], w[7]);
-        const uint32_t to = (half ? v_at : k_at) + row * Sh::ROW_STRIDE + column * 32;
-        asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]) : "memory");
-        asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(to + 16), "r"(w[4]), "r"(w[5]), "r"(w[6]), "r"(w[7]) : "memory");
-      }
-      __syncwarp();
-    }
 
-    float score[NT][4];
+    // score[u][nt][0, 1]: position lane / 4 of block u, heads 2 (lane % 4) and the next; [2, 3]: position + 8.
+    float score[AT_ONCE][NT][4], v_scale[AT_ONCE][2];
 #pragma unroll
-    for (int nt = 0; nt < NT; nt++)
+    for (int u = 0; u < AT_ONCE; u++) {
+      const uint32_t stage = stage_of(u);
 #pragma unroll
-      for (int j = 0; j < 4; j++) score[nt][j] = 0;
-    if constexpr (KV == AISP_KV_FP4) {
-      fp4_scores<D, NT>(score, q, k_at, stage + Sh::SCALES_AT);
-    } else {
-      const uint32_t matrix_row = lane % 16 * Sh::ROW_STRIDE + lane / 16 * 16;
+      for (int nt = 0; nt < NT; nt++)
 #pragma unroll
-      for (int j = 0; j < KSTEPS; j++) {
-        uint32_t a[4]; // positions by 16 dimensions
-        ldmatrix_x4(a, k_at + matrix_row + j * 32);
+        for (int j = 0; j < 4; j++) score[u][nt][j] = 0;
+      if constexpr (KV == AISP_KV_FP4) {
+        fp4_scores<D, NT>(score[u], q, stage, stage + Sh::SCALES_AT);
+      } else if constexpr (KV == AISP_KV_FP8) {
+        fp8_scores<D, NT>(score[u], q, stage, Sh::K_STRIDE);
+      } else {
+        const uint32_t matrix_row = lane % 16 * Sh::K_STRIDE + lane / 16 * 16;
 #pragma unroll
-        for (int nt = 0; nt < NT; nt++) mma_bf16(score[nt], a[0], a[1], a[2], a[3], q[nt][j][0], q[nt][j][1]);
+        for (int j = 0; j < KSTEPS; j++) {
+          uint32_t a[4]; // positions by 16 dimensions
+          ldmatrix_x4(a, stage + matrix_row + j * 32);
+#pragma unroll
+          for (int nt = 0; nt < NT; nt++) mma_bf16(score[u][nt], a[0], a[1], a[2], a[3], q[nt][j][0], q[nt][j][1]);
+        }
       }
     }
-
-    // score[nt][0, 1]: position lane / 4, heads 2 (lane % 4) and the next; [2, 3]: position + 8.
-    const int position = walk_begin + i * AISP_BLOCK_SIZE + lane / 4;
-    const bool in[2] = {position >= begin && position < context, position + 8 >= begin && position + 8 < context};
-    float k_scale[2] = {scale, scale}, v_scale[2] = {1, 1};
-    if constexpr (KV == AISP_KV_FP8) {
+#pragma unroll
+    for (int u = 0; u < AT_ONCE; u++) {
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        float ks, vs;
-        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(ks) : "r"(stage + Sh::SCALES_AT + (lane / 4 + 8 * h) * 4) : "memory");
-        asm volatile("ld.shared.f32 %0, [%1];" : "=f"(vs) : "r"(stage + Sh::SCALES_AT + 64 + (lane / 4 + 8 * h) * 4) : "memory");
-        k_scale[h] = in[h] ? scale * ks : 0.0f;
-        v_scale[h] = in[h] ? vs : 0.0f;
-      }
-    }
-    uint32_t p[NT][2];
-    bool moved = false;
-    float shrink[NT][2];
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++) {
-#pragma unroll
-      for (int j = 0; j < 4; j++) score[nt][j] = in[j / 2] ? score[nt][j] * k_scale[j / 2] : NEVER;
-#pragma unroll
-      for (int c = 0; c < 2; c++) {
-        float most = fmaxf(score[nt][c], score[nt][c + 2]);
-#pragma unroll
-        for (int offset = 4; offset < 32; offset <<= 1) most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, offset));
-        const float next = fmaxf(running_max[nt][c], most);
-        shrink[nt][c] = running_max[nt][c] == next ? 1.0f : exp2_fast(running_max[nt][c] - next);
-        moved |= running_max[nt][c] != next;
-        running_max[nt][c] = next;
-        const float base = next == NEVER ? 0.0f : next;
-        score[nt][c] = exp2_fast(score[nt][c] - base);
-        score[nt][c + 2] = exp2_fast(score[nt][c + 2] - base);
-        // A lane sums its own positions; lanes meet at the end.
-        running_sum[nt][c] = running_sum[nt][c] * shrink[nt][c] + (score[nt][c] + score[nt][c + 2]);
-      }
-      // P^T from positions-by-heads to heads-by-positions, the operand of columns.
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        const uint32_t two = pack_bf16(score[nt][2 * h] * v_scale[h], score[nt][2 * h + 1] * v_scale[h]);
-        asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(p[nt][h]) : "r"(two));
-      }
-    }
-    if (__any_sync(ALL_LANES, moved)) {
-#pragma unroll
-      for (int j = 0; j < D / 16; j++)
+        const int position = walk_begin + (first + u) * AISP_BLOCK_SIZE + lane / 4 + 8 * h;
+        const bool in = position >= begin && position < walk_end;
+        float k_scale = scale;
+        v_scale[u][h] = 1;
+        if constexpr (KV == AISP_KV_FP8) {
+          const uint32_t at = stage_of(u) + Sh::SCALES_AT + (lane / 4 + 8 * h) * 4;
+          k_scale = scale * __uint_as_float(shared_4(at));
+          v_scale[u][h] = in ? __uint_as_float(shared_4(at + Sh::SCALES)) : 0.0f;
+        }
 #pragma unroll
         for (int nt = 0; nt < NT; nt++)
 #pragma unroll
-          for (int e = 0; e < 4; e++) o[j][nt][e] *= shrink[nt][e % 2];
-    }
-    // V [16 positions, D] read transposed: rows become dimensions.
-    // Positions of the last block that were never written may hold anything, and 0 * NaN would stay.
-    const int keep = context - (walk_begin + i * AISP_BLOCK_SIZE);
-    if constexpr (KV == AISP_KV_FP4) {
-      fp4_values<D, NT>(o, p, v_at, Sh::V_STRIDE, stage + Sh::SCALES_AT + Sh::SCALES, keep);
-    } else {
-      if (keep < 16) {
-        for (int piece = lane; piece < (16 - keep) * (D / 8); piece += 32) {
-          const uint32_t to = v_at + (keep + piece / (D / 8)) * Sh::ROW_STRIDE + piece % (D / 8) * 16;
-          asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};" ::"r"(to), "r"(0) : "memory");
-        }
-        __syncwarp();
+          for (int c = 0; c < 2; c++) score[u][nt][2 * h + c] = in ? score[u][nt][2 * h + c] * k_scale : NEVER;
       }
-      const uint32_t transposed = (lane % 8 + lane / 16 * 8) * Sh::ROW_STRIDE + lane / 8 % 2 * 16;
+    }
+
+    float most[AT_ONCE][NT][2];
 #pragma unroll
-      for (int j = 0; j < D / 16; j++) {
-        uint32_t a[4];
-        ldmatrix_x4_trans(a, v_at + transposed + j * 32);
+    for (int u = 0; u < AT_ONCE; u++)
 #pragma unroll
-        for (int nt = 0; nt < NT; nt++) mma_bf16(o[j][nt], a[0], a[1], a[2], a[3], p[nt][0], p[nt][1]);
+      for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+          most[u][nt][c] = fmaxf(score[u][nt][c], score[u][nt][c + 2]);
+#pragma unroll
+          for (int offset = 4; offset < 32; offset <<= 1)
+            most[u][nt][c] = fmaxf(most[u][nt][c], __shfl_xor_sync(ALL_LANES, most[u][nt][c], offset));
+        }
+    uint32_t p[AT_ONCE][NT][2];
+    float shrink[AT_ONCE][NT][2];
+    bool moved = false;
+#pragma unroll
+    for (int u = 0; u < AT_ONCE; u++)
+#pragma unroll
+      for (int nt = 0; nt < NT; nt++) {
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+          const float next = fmaxf(running_max[nt][c], most[u][nt][c]);
+          shrink[u][nt][c] = running_max[nt][c] == next ? 1.0f : exp2_fast(running_max[nt][c] - next);
+          moved |= running_max[nt][c] != next;
+          running_max[nt][c] = next;
+          const float base = next == NEVER ? 0.0f : next;
+          score[u][nt][c] = exp2_fast(score[u][nt][c] - base);
+          score[u][nt][c + 2] = exp2_fast(score[u][nt][c + 2] - base);
+          // A lane sums its own positions; lanes meet at the end.
+          running_sum[nt][c] = fmaf(running_sum[nt][c], shrink[u][nt][c], score[u][nt][c] + score[u][nt][c + 2]);
+        }
+        // P^T from positions-by-heads to heads-by-positions, the operand of columns.
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+          const uint32_t two = pack_bf16(score[u][nt][2 * h] * v_scale[u][h], score[u][nt][2 * h + 1] * v_scale[u][h]);
+          asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(p[u][nt][h]) : "r"(two));
+        }
+      }
+
+    // V [16 positions, D] read transposed: rows become dimensions.
+#pragma unroll
+    for (int u = 0; u < AT_ONCE; u++) {
+      if (AT_ONCE > 1 && first + u >= num_blocks) break;
+      if (AT_ONCE > 1 || __any_sync(ALL_LANES, moved)) {
+#pragma unroll
+        for (int j = 0; j < D / 16; j++)
+#pragma unroll
+          for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) o[j][nt][e] *= shrink[u][nt][e % 2];
+      }
+      // Positions of the last block that were never written may hold anything, and 0 * NaN would stay.
+      const int keep = context - (walk_begin + (first + u) * AISP_BLOCK_SIZE);
+      const uint32_t stage = stage_of(u), v_at = stage + Sh::HALF;
+      if constexpr (KV == AISP_KV_FP4) {
+        fp4_values<D, NT>(o, p[u], v_at, Sh::V_STRIDE, stage + Sh::SCALES_AT + Sh::SCALES, keep);
+      } else if constexpr (KV == AISP_KV_FP8) {
+        fp8_values<D, NT>(o, p[u], v_at, Sh::V_STRIDE, keep);
+      } else {
+        if (keep < 16) {
+          for (int piece = lane; piece < (16 - keep) * (D / 8); piece += 32) {
+            const uint32_t to = v_at + (keep + piece / (D / 8)) * Sh::V_STRIDE + piece % (D / 8) * 16;
+            asm volatile("st.shared.v4.u32 [%0], {%1,%1,%1,%1};" ::"r"(to), "r"(0) : "memory");
+          }
+          __syncwarp();
+        }
+        const uint32_t transposed = (lane % 8 + lane / 16 * 8) * Sh::V_STRIDE + lane / 8 % 2 * 16;
+#pragma unroll
+        for (int j = 0; j < D / 16; j++) {
+          uint32_t a[4];
+          ldmatrix_x4_trans(a, v_at + transposed + j * 32);
+#pragma unroll
+          for (int nt = 0; nt < NT; nt++) mma_bf16(o[j][nt], a[0], a[1], a[2], a[3], p[u][nt][0], p[u][nt][1]);
+        }
       }
     }
     __syncwarp();
-    fill(i + RING);
+    if constexpr (RING < MOST_BLOCKS) fill(first + RING);
   }
   copy_async_wait<0>();
+  __syncwarp();
 
-  // The warps' results meet: maxima and sums first, then each warp's O, scaled to the common maximum.
+  // The warps' results meet: maxima, sums and O, which takes the place of the warp's ring.
+  auto result_of = [&](int w) { return reinterpret_cast<float *>(shared + w * Sh::WARP_BYTES); }; // [heads][D]
 #pragma unroll
   for (int nt = 0; nt < NT; nt++)
 #pragma unroll
@@ -390,24 +448,12 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
         meet->max[warp][nt * 8 + lane * 2 + c] = running_max[nt][c];
         meet->sum[warp][nt * 8 + lane * 2 + c] = sum;
       }
-    }
-  caller.sync(); // also: the rings are free
-  float *exchange = reinterpret_cast<float *>(shared); // [WARPS][heads][D]
-#pragma unroll
-  for (int nt = 0; nt < NT; nt++)
-#pragma unroll
-    for (int c = 0; c < 2; c++) {
       const int h = nt * 8 + lane % 4 * 2 + c;
-      float most = NEVER;
-#pragma unroll
-      for (int w = 0; w < WARPS; w++) most = fmaxf(most, meet->max[w][h]);
-      const float by = running_max[nt][c] == NEVER ? 0.0f : exp2_fast(running_max[nt][c] - most) * LATER;
       if (h < group) {
 #pragma unroll
         for (int j = 0; j < D / 16; j++)
 #pragma unroll
-          for (int half = 0; half < 2; half++)
-            exchange[(warp * group + h) * D + j * 16 + half * 8 + lane / 4] = o[j][nt][c + 2 * half] * by;
+          for (int half = 0; half < 2; half++) result_of(warp)[h * D + j * 16 + half * 8 + lane / 4] = o[j][nt][c + 2 * half];
       }
     }
   caller.sync();
@@ -418,22 +464,23 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
   const int64_t first_row = ((int64_t)s * num_heads + kv_head * group) * call.max_splits;
   float *o_of = all_o + first_row * D;
   float2 *max_sum_of = reinterpret_cast<float2 *>(all_o + (int64_t)args.num_seqs * num_heads * call.max_splits * D) + first_row;
-  for (int i = thread; i < group * D; i += WARPS * 32) {
-    const int h = i / D, d = i % D;
-    float most = meet->max[0][h];
+  for (int i = thread; i < group * (D / 2); i += WARPS * 32) {
+    const int h = i / (D / 2), d = i % (D / 2) * 2;
+    float most = NEVER, sum = 0, value[2] = {0, 0};
 #pragma unroll
-    for (int w = 1; w < WARPS; w++) most = fmaxf(most, meet->max[w][h]);
-    float sum = 0, value = 0;
+    for (int w = 0; w < WARPS; w++) most = fmaxf(most, meet->max[w][h]);
 #pragma unroll
     for (int w = 0; w < WARPS; w++) {
-      sum += meet->max[w][h] == NEVER ? 0.0f : meet->sum[w][h] * exp2_fast(meet->max[w][h] - most);
-      value += exchange[(w * group + h) * D + value_place<D, KV>(d)];
+      const float by = meet->max[w][h] == NEVER ? 0.0f : exp2_fast(meet->max[w][h] - most);
+      sum = fmaf(meet->sum[w][h], by, sum);
+#pragma unroll
+      for (int e = 0; e < 2; e++) value[e] = fmaf(result_of(w)[h * D + value_place<D, KV>(d + e)], by * LATER, value[e]);
     }
     if (num_splits == 1) {
-      caller.store(i, value / sum);
+      caller.store(h * D + d, pack_bf16(value[0] / sum, value[1] / sum));
     } else {
       if (d == 0) __stcg(max_sum_of + h * call.max_splits + split, make_float2(most, sum));
-      __stcg(o_of + ((int64_t)h * call.max_splits + split) * D + d, value);
+      __stcg(reinterpret_cast<float2 *>(o_of + ((int64_t)h * call.max_splits + split) * D + d), make_float2(value[0], value[1]));
     }
   }
   if (num_splits == 1) return;
@@ -471,7 +518,8 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
       sum += own.y * by;
       value.x += part.x * by, value.y += part.y * by, value.z += part.z * by, value.w += part.w * by;
     }
-    caller.store(h * D + d, pack_bf16(value.x / sum, value.y / sum), pack_bf16(value.z / sum, value.w / sum));
+    caller.store(h * D + d, pack_bf16(value.x / sum, value.y / sum));
+    caller.store(h * D + d + 2, pack_bf16(value.z / sum, value.w / sum));
   }
   if (thread == 0) *counter = 0; // for the next call
 }

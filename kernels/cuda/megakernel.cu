@@ -188,18 +188,10 @@ struct Team {
   }
   __device__ const __nv_bfloat16 *query(int h) const { return q + h * D; }
   __device__ void sync() const { barrier(ATTENTION_BARRIER + team, decode::WARPS * 32); }
-  __device__ void store(int i, float x) const {
-    const float next = __shfl_down_sync(ALL_LANES, x, 1);
-    if (i % 2 == 0) put_all(i / 2, pack_bf16(x, next));
-  }
-  __device__ void store(int i, uint32_t ab, uint32_t cd) const {
-    put_all(i / 2, ab);
-    put_all(i / 2 + 1, cd);
-  }
-  __device__ void put_all(int at, uint32_t value) const {
-    uint2 *out = m.in[O] + kv_head * group * (D / 2) + at;
+  __device__ void store(int i, uint32_t two) const {
+    uint2 *out = m.in[O] + (kv_head * group * D + i) / 2;
 #pragma unroll
-    for (int copy = 0; copy < COPIES; copy++) put(out + copy * m.in_stride[O], value, flag);
+    for (int copy = 0; copy < COPIES; copy++) put(out + copy * m.in_stride[O], two, flag);
   }
 };
 
@@ -235,13 +227,13 @@ __device__ inline void attend_layers(const Mega &m, const aisp_megakernel_args &
       caller.sync_team(); // the queries of the unit before are read
       if (context <= 0) {
         caller.newest_position();
-        for (int i = threadIdx.x % TEAM_THREADS; i < group * D; i += TEAM_THREADS) caller.store(i, 0.0f);
+        for (int i = threadIdx.x % TEAM_THREADS; i < group * (D / 2); i += TEAM_THREADS) caller.store(2 * i, 0);
       } else if (warp >= decode::WARPS) {
         caller.newest_position();
       } else {
         const decode::Call call = {{layer.k, layer.v, layer.k_scales, layer.v_scales, KV, num_kv_heads, D}, decode_args, group,
                                    (int)ceil_div(d.max_context_len, AISP_SPLIT_SIZE)};
-        decode::attend_split<D, KV, 1, ATTENTION_RING>(call, 0, caller.kv_head, split, context, splits, warp * 32 + lane, mine, &meets[team], caller);
+        decode::attend_split<D, KV, 1, ATTENTION_RING, D == 64 ? 4 : 2>(call, 0, caller.kv_head, split, context, splits, warp * 32 + lane, mine, &meets[team], caller);
       }
     }
   }

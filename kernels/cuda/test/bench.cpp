@@ -157,6 +157,40 @@ struct Plans {
   aisp_gemm *qkv = nullptr, *o = nullptr, *gate_up = nullptr, *down = nullptr, *head = nullptr;
 };
 
+// A layer's keys and values of noise in any format.
+struct Pool {
+  Device<uint8_t> k, v, k_scales, v_scales;
+  int format, num_kv_heads, dim;
+
+  Pool(int format, int num_kv_heads, int dim, size_t positions, uint64_t seed)
+      : k(positions * num_kv_heads * aisp_kv_row_bytes(format, dim)), v(k.count), k_scales(positions * num_kv_heads * aisp_kv_scale_bytes(format, dim)),
+        v_scales(k_scales.count), format(format), num_kv_heads(num_kv_heads), dim(dim) {
+    fill(k, k_scales, positions * num_kv_heads, seed);
+    fill(v, v_scales, positions * num_kv_heads, seed + 1);
+  }
+  void fill(Device<uint8_t> &data, Device<uint8_t> &scales, size_t rows, uint64_t seed) {
+    if (format == AISP_KV_BF16) {
+      CK(aisp_fill_normal(CTX, (aisp_bf16 *)data.ptr, rows * dim, seed, 0, 1, STREAM));
+      return;
+    }
+    const Device<aisp_bf16> noise(rows * dim);
+    CK(aisp_fill_normal(CTX, noise.ptr, noise.count, seed, 0, 1, STREAM));
+    if (format == AISP_KV_FP8) {
+      CK(aisp_quantize_rows(CTX, noise.ptr, nullptr, 0, (int)rows, dim, data.ptr, (float *)scales.ptr, STREAM));
+    } else { // codes lie as those of weights do
+      const Device<uint8_t> other(aisp_weight_scales_bytes(AISP_NVFP4, (int)rows, dim));
+      CK(aisp_quantize_weight(CTX, AISP_NVFP4, (int)rows, dim, noise.ptr, 1.0f / 448, data.ptr, other.ptr, STREAM));
+      CK(aisp_fill_normal(CTX, (aisp_bf16 *)scales.ptr, rows * (dim / 16), seed, 0.4f, 0.05f, STREAM));
+      CK(aisp_stream_synchronize(STREAM)); // `other` goes
+    }
+    CK(aisp_stream_synchronize(STREAM));
+  }
+  aisp_kv_layer view() const { return {k.ptr, v.ptr, k_scales.ptr, v_scales.ptr, format, num_kv_heads, dim}; }
+  double bytes() const { return 2.0 * (double)(k.count + k_scales.count); }
+};
+
+static int kv_format_named(const std::string &name) { return name == "fp4" ? AISP_KV_FP4 : name == "fp8" ? AISP_KV_FP8 : AISP_KV_BF16; }
+
 // What a step works on.
 struct Step {
   Model &m;
@@ -164,12 +198,12 @@ struct Step {
   Device<float> residual, qkv, logits, sumsq;
   Device<aisp_bf16> x, q, attention, gated, delta, gate_up;
   Device<int32_t> ids, positions, slots, lens, tables, cu;
-  std::vector<Device<aisp_bf16>> k, v;
+  std::vector<Pool> pools;
   Device<uint8_t> workspace, argmax_space, gemm_space;
   int max_blocks;
   Plans plans;
 
-  Step(Model &model, int rows, int batch, int context)
+  Step(Model &model, int rows, int batch, int context, int kv_format = AISP_KV_BF16)
       : m(model), batch(batch), context(context), residual((size_t)rows * m.s.hidden), qkv((size_t)rows * (m.s.heads + 2 * m.s.kvh) * m.s.dim),
         logits((size_t)std::min(rows, 256) * m.s.vocab), sumsq((size_t)rows * m.s.hidden / 16), x((size_t)rows * m.s.hidden),
         q((size_t)rows * m.s.heads * m.s.dim), attention(q.count), gated((size_t)rows * m.s.inner), delta(x.count), gate_up((size_t)rows * 2 * m.s.inner),
@@ -180,13 +214,7 @@ struct Step {
     std::vector<int32_t> t((size_t)batch * max_blocks);
     for (size_t i = 0; i < t.size(); i++) t[i] = (int32_t)((i * 7919) % t.size()); // 7919 is prime: all blocks, out of order
     tables = Device<int32_t>(t);
-    const size_t pool = t.size() * m.s.kvh * 16 * m.s.dim;
-    for (int l = 0; l < m.s.layers; l++) {
-      k.emplace_back(pool);
-      v.emplace_back(pool);
-      CK(aisp_fill_normal(CTX, k[l].ptr, pool, 100 + l, 0, 1, STREAM));
-      CK(aisp_fill_normal(CTX, v[l].ptr, pool, 200 + l, 0, 1, STREAM));
-    }
+    for (int l = 0; l < m.s.layers; l++) pools.emplace_back(kv_format, m.s.kvh, m.s.dim, t.size() * 16, 100 + 2 * l);
     std::vector<int32_t> id(rows), p(rows), slot(rows), len(batch, context), starts(batch + 1);
     const int per = rows / batch;
     for (int r = 0; r < rows; r++) {
@@ -200,10 +228,9 @@ struct Step {
   }
 
   ~Step() { CK(aisp_megakernel_destroy(mega)); }
-  aisp_kv_layer kv(int l) { return {k[l].ptr, v[l].ptr, nullptr, nullptr, AISP_KV_BF16, m.s.kvh, m.s.dim}; }
   aisp_rope rope() { return {m.cos.ptr, m.sin.ptr, AISP_ROPE_NEOX, nullptr, nullptr, 1e-5f}; }
   void attend(int l) {
-    const aisp_kv_layer layer = kv(l);
+    const aisp_kv_layer layer = pools[l].view();
     const aisp_rope turn = rope();
     const int rows = (int)ids.count;
     CK(aisp_rope_store(CTX, qkv.ptr, AISP_F32, &turn, positions.ptr, slots.ptr, rows, m.s.heads, &layer, q.ptr, STREAM));
@@ -229,10 +256,12 @@ struct Step {
   // Makes the kernel of all layers; false where there is none for the shape.
   bool make_mega() {
     std::vector<aisp_decoder_layer> layers;
-    for (int l = 0; l < m.s.layers; l++)
-      layers.push_back({m.qkv[l].view(), m.o[l].view(), m.gate_up[l].view(), m.down[l].view(), nullptr, m.norm.ptr, m.norm.ptr, nullptr, nullptr, k[l].ptr,
-                        v[l].ptr, nullptr, nullptr});
-    const aisp_decoder decoder = {m.s.layers, m.s.heads, context, 0, 1 / std::sqrt((float)m.s.dim), 1e-5f, rope(), kv(0)};
+    for (int l = 0; l < m.s.layers; l++) {
+      const aisp_kv_layer kv = pools[l].view();
+      layers.push_back({m.qkv[l].view(), m.o[l].view(), m.gate_up[l].view(), m.down[l].view(), nullptr, m.norm.ptr, m.norm.ptr, nullptr, nullptr, kv.k, kv.v,
+                        kv.k_scales, kv.v_scales});
+    }
+    const aisp_decoder decoder = {m.s.layers, m.s.heads, context, 0, 1 / std::sqrt((float)m.s.dim), 1e-5f, rope(), pools[0].view()};
     return aisp_megakernel_create(CTX, &decoder, layers.data(), &mega) == 0;
   }
   // All linears our own, norms folded into them; layers one by one, or all in one kernel.
@@ -299,12 +328,13 @@ static void bench_step() {
       for (auto &s : SHAPES)
         if (model_name == s.name) shape = s;
       Model model(shape, format_named(format_name));
-      std::printf("\n%s %s: weights a step %.2f GB\n", shape.name, format_name.c_str(), model.weight_bytes / 1e9);
+      const std::string kv_name = words("KV", "bf16")[0];
+      std::printf("\n%s %s, KV %s: weights a step %.2f GB\n", shape.name, format_name.c_str(), kv_name.c_str(), model.weight_bytes / 1e9);
       for (auto &context_name : words("CONTEXTS", "256 1024"))
         for (auto &batch_name : words("BATCHES", "1 8 32 64 128 256")) {
           const int batch = std::stoi(batch_name), context = std::stoi(context_name);
-          Step step(model, batch, batch, context);
-          const double kv_bytes = 2.0 * 2 * batch * context * shape.layers * shape.kvh * shape.dim;
+          Step step(model, batch, batch, context, kv_format_named(kv_name));
+          const double kv_bytes = step.pools[0].bytes() / ((double)step.max_blocks * 16) * context * shape.layers;
           const double floor_ms = (model.weight_bytes + kv_bytes) / READ_RATE * 1e3;
           size_t nodes = 0;
           double ms = 0;
@@ -352,43 +382,12 @@ static void bench_prefill() {
   }
 }
 
-// A layer's pool of noise in any format, `rows` positions and heads of 128.
-struct Layer {
-  Device<uint8_t> k, v, k_scales, v_scales;
-  int format;
-
-  Layer(int format, size_t rows)
-      : k(rows * aisp_kv_row_bytes(format, 128)), v(k.count), k_scales(rows * aisp_kv_scale_bytes(format, 128)), v_scales(k_scales.count), format(format) {
-    fill(k, k_scales, rows, 1);
-    fill(v, v_scales, rows, 2);
-  }
-  void fill(Device<uint8_t> &data, Device<uint8_t> &scales, size_t rows, uint64_t seed) {
-    if (format == AISP_KV_BF16) {
-      CK(aisp_fill_normal(CTX, (aisp_bf16 *)data.ptr, rows * 128, seed, 0, 1, STREAM));
-      return;
-    }
-    const Device<aisp_bf16> noise(rows * 128);
-    CK(aisp_fill_normal(CTX, noise.ptr, noise.count, seed, 0, 1, STREAM));
-    if (format == AISP_KV_FP8) {
-      CK(aisp_quantize_rows(CTX, noise.ptr, nullptr, 0, (int)rows, 128, data.ptr, (float *)scales.ptr, STREAM));
-    } else { // codes lie as those of weights do
-      const Device<uint8_t> other(aisp_weight_scales_bytes(AISP_NVFP4, (int)rows, 128));
-      CK(aisp_quantize_weight(CTX, AISP_NVFP4, (int)rows, 128, noise.ptr, 1.0f / 448, data.ptr, other.ptr, STREAM));
-      CK(aisp_fill_normal(CTX, (aisp_bf16 *)scales.ptr, rows * 8, seed, 0.4f, 0.05f, STREAM));
-      CK(aisp_stream_synchronize(STREAM)); // `other` goes
-    }
-    CK(aisp_stream_synchronize(STREAM));
-  }
-  aisp_kv_layer view() const { return {k.ptr, v.ptr, k_scales.ptr, v_scales.ptr, format, 8, 128}; }
-  double bytes() const { return 2.0 * (double)(k.count + k_scales.count); }
-};
-
 static void bench_attention(const char *kv_name, int format) {
   const Shape shape = {"layer", 4096, 32, 8, 128, 64, 1, 64, true};
   for (auto [batch, context] : {std::pair<int, int>{1, 1024}, {1, 4096}, {1, 32768}, {8, 4096}, {32, 1024}, {32, 4096}, {64, 1024}, {64, 4096}, {256, 1024}}) {
     const int max_blocks = context / 16, copies = std::max<int>(1, (int)(400e6 / ((double)batch * context * 16 * (double)(aisp_kv_row_bytes(format, 128) + aisp_kv_scale_bytes(format, 128)))));
-    std::vector<Layer> layers;
-    for (int i = 0; i < copies; i++) layers.emplace_back(format, (size_t)batch * max_blocks * shape.kvh * 16);
+    std::vector<Pool> layers;
+    for (int i = 0; i < copies; i++) layers.emplace_back(format, shape.kvh, 128, (size_t)batch * max_blocks * 16, 1);
     Device<aisp_bf16> q((size_t)batch * 4096), out(q.count);
     CK(aisp_fill_normal(CTX, q.ptr, q.count, 3, 0, 1, STREAM));
     std::vector<int32_t> t((size_t)batch * max_blocks);
@@ -412,7 +411,7 @@ static void bench_attention(const char *kv_name, int format) {
 
 static void bench_attention() {
   for (auto &name : words("KV", "bf16 fp8 fp4"))
-    bench_attention(name.c_str(), name == "fp4" ? AISP_KV_FP4 : name == "fp8" ? AISP_KV_FP8 : AISP_KV_BF16);
+    bench_attention(name.c_str(), kv_format_named(name));
 }
 
 int main(int argc, char **argv) {
