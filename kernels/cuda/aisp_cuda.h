@@ -275,7 +275,7 @@ int aisp_rope_store(const aisp_ctx *ctx, const void *qkv, int32_t qkv_format, co
 // newest position alone (aisp_rope_store stands there). Workspace: aisp_decode_workspace_bytes, zeroed once before first use.
 #define AISP_SPLIT_SIZE 256
 typedef struct {
-  const aisp_bf16 *q;          // [S, NH, D]
+  aisp_bf16 *q;                // [S, NH, D]; read, but by aisp_rope_decode_attention
   aisp_bf16 *out;              // [S, NH, D]
   const int32_t *block_tables; // [S, max_blocks]
   int32_t max_blocks;
@@ -289,6 +289,10 @@ typedef struct {
 } aisp_decode_args;
 size_t aisp_decode_workspace_bytes(int32_t max_seqs, int32_t num_heads, int32_t head_dim, int32_t max_context_len);
 int aisp_decode_attention(const aisp_ctx *ctx, const aisp_kv_layer *kv, const aisp_decode_args *args, aisp_stream stream);
+// The same out of qkv f32 [S, (NH + 2 KVH) D], with the bits of aisp_rope_store and aisp_decode_attention: in one kernel for
+// heads of 64 and 128 and up to 8 query heads a kv head where that is faster, else in two. `args->q` is room for the queries.
+int aisp_rope_decode_attention(const aisp_ctx *ctx, const float *qkv, const aisp_rope *rope, const int32_t *positions, const int32_t *slot_mapping,
+                               const aisp_kv_layer *kv, const aisp_decode_args *args, aisp_stream stream);
 
 // Prefill attention, ragged: sequence s owns rows cu_seqlens_q[s] .. cu_seqlens_q[s + 1] of q and out [T, NH, D], the
 // last of which stands at position context_lens[s] - 1; earlier positions come from the pool (chunks, prefix hits).

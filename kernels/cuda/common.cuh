@@ -321,6 +321,19 @@ __device__ inline float exp2_fast(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
   return r;
 }
+// Blocks of a cluster, in code for sm_90 and newer.
+#if __CUDA_ARCH__ >= 900
+#define AISP_CLUSTERS 1
+__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+// Two floats to `address` of the shared memory of block `rank`.
+__device__ inline void cluster_put(uint32_t address, int rank, float2 v) {
+  uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(there), "f"(v.x), "f"(v.y) : "memory");
+}
+#endif
+
 __device__ inline float warp_sum(float x) {
 #pragma unroll
   for (int offset = 16; offset; offset >>= 1) x += __shfl_xor_sync(ALL_LANES, x, offset);

@@ -1,6 +1,7 @@
 // Attention of one query token a sequence over paged blocks, split along the context.
 //
-// Formula    out = softmax(scale q K^T) V; all query heads of a kv head share its loads.
+// Formula    out = softmax(scale q K^T) V; all query heads of a kv head share its loads. With heads as the products left
+//            them, each block turns the queries that it needs, and the last of a context stores the newest K and V.
 // Shapes     q, out [S, NH, D]; pool by aisp_kv_layer; D in {32, 64, 96, 128, 256}; any NH / KVH.
 // Alignment  16 bytes.
 // Bytes      K and V of the context once; q, out; with more than one split, (D + 2) floats a split and head.
@@ -10,8 +11,10 @@
 //            their 8 columns. fp8 is widened to bf16 in shared memory and its scales meet scores and weights; fp4 is
 //            widened in registers, code times scale rounded to bf16.
 // Sums       scores over D by mma in f32; a block's 16 positions by mma; blocks of a warp in order with a running maximum;
-//            warps in order; splits in order by whichever block comes last. Nothing depends on the batch.
+//            warps in order; splits in order by whichever block comes last, or by the first of their cluster. Nothing
+//            depends on the batch.
 #include "decode_attention.cuh"
+#include "newest.cuh"
 
 namespace aisp {
 
@@ -22,7 +25,7 @@ namespace {
 using namespace decode;
 
 struct Block {
-  static constexpr bool HAS_NEWEST = false;
+  static constexpr bool HAS_NEWEST = false, MAY_CLUSTER = false;
   const Call &call;
   int s, kv_head;
   __device__ int64_t first() const { return ((int64_t)s * call.args.num_heads + kv_head * call.group) * call.kv.head_dim; }
@@ -34,8 +37,64 @@ struct Block {
     return reinterpret_cast<const __nv_bfloat16 *>(call.args.q) + first() + h * call.kv.head_dim;
   }
   __device__ void sync() const { __syncthreads(); }
-  __device__ __nv_bfloat16 *out() const { return reinterpret_cast<__nv_bfloat16 *>(call.args.out) + first(); }
-  __device__ void store(int i, uint32_t two) const { *reinterpret_cast<uint32_t *>(out() + i) = two; }
+  __device__ void store(int i, uint32_t two) const { *reinterpret_cast<uint32_t *>(call.args.out + first() + i) = two; }
+};
+
+// Heads as the products left them.
+struct Heads {
+  const float *qkv; // [S, (NH + 2 KVH) D]
+  aisp_rope rope;
+  const int32_t *positions, *slot_mapping; // [S]
+  bool clustered;                          // the blocks of a sequence and kv head are a cluster
+};
+
+template <int D, int KV>
+struct TurningBlock : Block {
+  static constexpr bool HAS_NEWEST = true, MAY_CLUSTER = true;
+  const Heads &heads;
+  int slot; // of the newest position, below 0 if another split has it
+  Turn angles;
+  Newest<D, KV> near;
+  Gathered<D, 1> *gathered;
+
+  __device__ Head read_head(int index, bool apart) const {
+    Head head;
+    head.pairs = D / 2, head.apart = apart;
+    const float *from = heads.qkv + ((int64_t)s * (call.args.num_heads + 2 * call.kv.num_kv_heads) + index) * D;
+#pragma unroll
+    for (int j = 0; j < MAX_PAIRS; j++) {
+      head.a[j] = j < D / 64 ? __ldcg(from + head.a_at(j)) : 0;
+      head.b[j] = j < D / 64 ? __ldcg(from + head.b_at(j)) : 0;
+    }
+    return head;
+  }
+  __device__ void newest_position() const {
+    const int warp = threadIdx.x >> 5;
+    const aisp_rope &rope = heads.rope;
+    const bool neox = rope.style == AISP_ROPE_NEOX;
+    pdl_wait();
+    pdl_launch();
+    // All are asked for at once: queries, and by the last two warps K and V.
+    constexpr int ROUNDS = MAX_GROUP / WARPS;
+    const bool has_kv = slot >= 0 && warp >= WARPS - 2, is_v = warp == WARPS - 1;
+    Head head[ROUNDS], kv;
+#pragma unroll
+    for (int i = 0; i < ROUNDS; i++)
+      if (warp + i * WARPS < call.group) head[i] = read_head(kv_head * call.group + warp + i * WARPS, neox);
+    if (has_kv) kv = read_head(call.args.num_heads + kv_head + (is_v ? call.kv.num_kv_heads : 0), neox && !is_v);
+#pragma unroll
+    for (int i = 0; i < ROUNDS; i++)
+      if (warp + i * WARPS < call.group) {
+        turn_head(head[i], angles, rope.q_norm, rope.norm_eps);
+        store_bf16(head[i], near.q + (warp + i * WARPS) * D);
+      }
+    if (has_kv) {
+      if (!is_v) turn_head(kv, angles, rope.k_norm, rope.norm_eps);
+      near.put(kv, is_v);
+    }
+    __syncthreads();
+  }
+  __device__ const __nv_bfloat16 *query(int h) const { return near.q + h * D; }
 };
 
 template <int D, int KV, int NT, int RING> // NT: groups of 8 heads
@@ -57,6 +116,34 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
     for (int i = threadIdx.x; i < call.group * (D / 2); i += WARPS * 32) block.store(2 * i, 0);
 }
 
+template <int D, int KV, int RING>
+constexpr int turning_bytes = shared_bytes<D, KV, 1, RING>() + Newest<D, KV>::BYTES; // whole pieces of 16
+
+template <int D, int KV, int RING>
+__global__ void __launch_bounds__(WARPS * 32) rope_decode_attention_kernel(const Call call, const Heads heads) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  __shared__ Meet<1> meet;
+  const int split = blockIdx.x, kv_head = blockIdx.y, s = blockIdx.z;
+  const int context = __ldcg(call.args.context_lens + s);
+  const Splits splits = splits_of(call.args, context);
+#ifdef AISP_CLUSTERS
+  if (heads.clustered) cluster_arrive();
+#endif
+  if (context <= 0 || split < splits.begin || split >= splits.end) {
+    const Block block = {call, s, kv_head};
+    block.newest_position();
+    if (context <= 0 && split == 0)
+      for (int i = threadIdx.x; i < call.group * (D / 2); i += WARPS * 32) block.store(2 * i, 0);
+    return;
+  }
+  const int slot = split == splits.end - 1 ? __ldcg(heads.slot_mapping + s) : -1;
+  TurningBlock<D, KV> block = {{call, s, kv_head}, heads, slot, Turn(heads.rope, __ldcg(heads.positions + s), D / 2),
+                               Newest<D, KV>(shared + shared_bytes<D, KV, 1, RING>()),
+                               heads.clustered ? reinterpret_cast<Gathered<D, 1> *>(shared + turning_bytes<D, KV, RING>) : nullptr};
+  attend_split<D, KV, 1, RING, RING == 4 ? 4 : 1>(call, s, kv_head, split, context, splits, threadIdx.x, shared, &meet, block);
+  if (slot >= 0 && threadIdx.x < 32) block.near.store(call.kv, kv_head, slot);
+}
+
 template <int D, int KV, int NT, int RING>
 int raise_limit_of() {
   return cudaFuncSetAttribute(decode_attention_kernel<D, KV, NT, RING>, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -70,11 +157,13 @@ int raise_limit() {
 }
 
 // A few blocks load all they need at once; many share the multiprocessors, and more of them hide more.
+bool are_few(const aisp_ctx *ctx, const dim3 &grid) { return (int64_t)grid.x * grid.y * grid.z <= ctx->sm_count; }
+
 template <int D, int KV, int NT>
 int start(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
   const dim3 grid(call.max_splits, call.kv.num_kv_heads, call.args.num_seqs);
   if constexpr (D <= 128) {
-    if ((int64_t)grid.x * grid.y * grid.z <= ctx->sm_count && shared_bytes<D, KV, NT, 4>() <= ctx->shared_bytes_per_block)
+    if (are_few(ctx, grid) && shared_bytes<D, KV, NT, 4>() <= ctx->shared_bytes_per_block)
       return launch(ctx, decode_attention_kernel<D, KV, NT, 4>, grid, WARPS * 32, shared_bytes<D, KV, NT, 4>(), stream, call);
   }
   return launch(ctx, decode_attention_kernel<D, KV, NT, 2>, grid, WARPS * 32, shared_bytes<D, KV, NT, 2>(), stream, call);
@@ -105,9 +194,49 @@ int choose_dim(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
   }
 }
 
+// Where heads are turned in the kernel of attention. Each split turns the same queries: of many that move few bytes each it
+// costs more than a kernel of its own.
+bool are_turned(const aisp_ctx *ctx, const Call &call) {
+  const dim3 grid(call.max_splits, call.kv.num_kv_heads, call.args.num_seqs);
+  return call.group <= MAX_GROUP && (call.kv.head_dim == 64 || call.kv.head_dim == 128) &&
+         (call.kv.kv_format == AISP_KV_BF16 || call.max_splits == 1 || are_few(ctx, grid));
+}
+
+template <int D, int KV>
+int raise_turning_limit() {
+  if (int code = cudaFuncSetAttribute(rope_decode_attention_kernel<D, KV, 2>, cudaFuncAttributeMaxDynamicSharedMemorySize, turning_bytes<D, KV, 2>))
+    return code;
+  return cudaFuncSetAttribute(rope_decode_attention_kernel<D, KV, 4>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              turning_bytes<D, KV, 4> + (int)sizeof(Gathered<D, 1>));
+}
+template <int D, int KV>
+int start_turning(const aisp_ctx *ctx, const Call &call, Heads heads, aisp_stream stream) {
+  const dim3 grid(call.max_splits, call.kv.num_kv_heads, call.args.num_seqs);
+  if (are_few(ctx, grid) && turning_bytes<D, KV, 4> <= ctx->shared_bytes_per_block) {
+    heads.clustered = ctx->compute_capability >= 90 && grid.x > 1 && grid.x <= MAX_CLUSTER;
+    const size_t bytes = turning_bytes<D, KV, 4> + (heads.clustered ? sizeof(Gathered<D, 1>) : 0);
+    return launch_cluster(ctx, heads.clustered ? (int)grid.x : 1, rope_decode_attention_kernel<D, KV, 4>, grid, WARPS * 32, bytes, stream, call, heads);
+  }
+  return launch(ctx, rope_decode_attention_kernel<D, KV, 2>, grid, WARPS * 32, turning_bytes<D, KV, 2>, stream, call, heads);
+}
+template <int KV>
+int start_turning(const aisp_ctx *ctx, const Call &call, const Heads &heads, aisp_stream stream) { // chooses the head
+  return call.kv.head_dim == 64 ? start_turning<64, KV>(ctx, call, heads, stream) : start_turning<128, KV>(ctx, call, heads, stream);
+}
+
+bool make_call(const aisp_kv_layer &kv, const aisp_decode_args &args, Call *out) {
+  if (args.num_heads % kv.num_kv_heads || (int64_t)args.num_seqs * kv.num_kv_heads * 4 > (int64_t)COUNTER_BYTES || args.max_context_len <= 0)
+    return false;
+  *out = {kv, args, args.num_heads / kv.num_kv_heads, (int)ceil_div(args.max_context_len, AISP_SPLIT_SIZE)};
+  return true;
+}
+
 } // namespace
 
 int prepare_decode_attention(const aisp_ctx *) {
+  if (int code = raise_all({raise_turning_limit<64, AISP_KV_BF16>, raise_turning_limit<64, AISP_KV_FP8>, raise_turning_limit<64, AISP_KV_FP4>,
+                            raise_turning_limit<128, AISP_KV_BF16>, raise_turning_limit<128, AISP_KV_FP8>, raise_turning_limit<128, AISP_KV_FP4>}))
+    return code;
   if (int code = raise_limits<AISP_KV_BF16>()) return code;
   if (int code = raise_limits<AISP_KV_FP8>()) return code;
   return raise_limits<AISP_KV_FP4>();
@@ -125,14 +254,31 @@ size_t aisp_decode_workspace_bytes(int32_t max_seqs, int32_t num_heads, int32_t 
 int aisp_decode_attention(const aisp_ctx *ctx, const aisp_kv_layer *kv, const aisp_decode_args *args, aisp_stream stream) {
   using namespace aisp;
   if (args->num_seqs == 0) return 0;
-  if (args->num_heads % kv->num_kv_heads || (int64_t)args->num_seqs * kv->num_kv_heads * 4 > (int64_t)COUNTER_BYTES ||
-      args->max_context_len <= 0)
-    return cudaErrorInvalidValue;
-  const Call call = {*kv, *args, args->num_heads / kv->num_kv_heads, (int)ceil_div(args->max_context_len, AISP_SPLIT_SIZE)};
+  Call call;
+  if (!make_call(*kv, *args, &call)) return cudaErrorInvalidValue;
   switch (kv->kv_format) {
     case AISP_KV_BF16: return choose_dim<AISP_KV_BF16>(ctx, call, stream);
     case AISP_KV_FP8: return choose_dim<AISP_KV_FP8>(ctx, call, stream);
     case AISP_KV_FP4: return choose_dim<AISP_KV_FP4>(ctx, call, stream);
+    default: return cudaErrorInvalidValue;
+  }
+}
+
+int aisp_rope_decode_attention(const aisp_ctx *ctx, const float *qkv, const aisp_rope *rope, const int32_t *positions, const int32_t *slot_mapping,
+                               const aisp_kv_layer *kv, const aisp_decode_args *args, aisp_stream stream) {
+  using namespace aisp;
+  if (args->num_seqs == 0) return 0;
+  Call call;
+  if (!make_call(*kv, *args, &call)) return cudaErrorInvalidValue;
+  if (!are_turned(ctx, call)) {
+    if (int code = aisp_rope_store(ctx, qkv, AISP_F32, rope, positions, slot_mapping, args->num_seqs, args->num_heads, kv, args->q, stream)) return code;
+    return aisp_decode_attention(ctx, kv, args, stream);
+  }
+  const Heads heads = {qkv, *rope, positions, slot_mapping, false};
+  switch (kv->kv_format) {
+    case AISP_KV_BF16: return start_turning<AISP_KV_BF16>(ctx, call, heads, stream);
+    case AISP_KV_FP8: return start_turning<AISP_KV_FP8>(ctx, call, heads, stream);
+    case AISP_KV_FP4: return start_turning<AISP_KV_FP4>(ctx, call, heads, stream);
     default: return cudaErrorInvalidValue;
   }
 }

@@ -194,6 +194,14 @@ struct Meet {
   int is_last;
 };
 
+// Where the splits of a cluster meet.
+constexpr int MAX_CLUSTER = 8;
+template <int D, int NT>
+struct Gathered {
+  float2 max_sum[MAX_CLUSTER][NT * 8];
+  float2 o[MAX_CLUSTER][NT * 8 * D / 2];
+};
+
 // Splits that hold positions of a context.
 struct Splits {
   int begin, end;
@@ -206,8 +214,9 @@ __device__ inline Splits splits_of(const aisp_decode_args &args, int context) {
 
 // What differs between callers:
 //   newest_position()  returns once queries can be read and the newest position stands in the pool; all before it are there
-//   HAS_NEWEST         the newest position need not be in the pool: newest_row() writes the bytes of its K (0) or V (1), and
-//                      of their scales, to shared memory; a warp calls it
+//   HAS_NEWEST         the newest position need not be in the pool: it is in near, unless slot, its place, is below 0
+//   gathered           where the first of a context's splits takes the results of all (Gathered), if these are a cluster whose
+//                      blocks have arrived once and whose ranks are the splits; else null, and they meet in the workspace
 //   query(h)           bf16 [D] of a head of the group
 //   sync()             a barrier of the four warps
 //   store(i, two)      values i and i + 1 of the group's [heads, D], in bf16
@@ -299,12 +308,12 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
     __syncwarp();
     auto stage_of = [&](int u) { return ring + (first + u) % RING * Sh::STAGE; };
     if constexpr (Caller::HAS_NEWEST) {
-      if (newest >= first && newest < first + AT_ONCE) {
+      if (caller.slot >= 0 && newest >= first && newest < first + AT_ONCE) {
         const uint32_t stage = stage_of(newest - first);
         const int row = (context - 1) % AISP_BLOCK_SIZE;
         constexpr int SCALE = Sh::SCALES / 16;
-        caller.newest_row(0, stage + row * Sh::K_STRIDE, Sh::ROW, stage + Sh::SCALES_AT + row * SCALE, SCALE);
-        caller.newest_row(1, stage + Sh::HALF + row * Sh::V_STRIDE, Sh::ROW, stage + Sh::SCALES_AT + Sh::SCALES + row * SCALE, SCALE);
+        caller.near.copy_row(false, stage + row * Sh::K_STRIDE, stage + Sh::SCALES_AT + row * SCALE);
+        caller.near.copy_row(true, stage + Sh::HALF + row * Sh::V_STRIDE, stage + Sh::SCALES_AT + Sh::SCALES + row * SCALE);
         __syncwarp();
       }
     }
@@ -359,12 +368,15 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
 #pragma unroll
       for (int nt = 0; nt < NT; nt++)
 #pragma unroll
-        for (int c = 0; c < 2; c++) {
-          most[u][nt][c] = fmaxf(score[u][nt][c], score[u][nt][c + 2]);
+        for (int c = 0; c < 2; c++) most[u][nt][c] = fmaxf(score[u][nt][c], score[u][nt][c + 2]);
 #pragma unroll
-          for (int offset = 4; offset < 32; offset <<= 1)
-            most[u][nt][c] = fmaxf(most[u][nt][c], __shfl_xor_sync(ALL_LANES, most[u][nt][c], offset));
-        }
+    for (int offset = 4; offset < 32; offset <<= 1)
+#pragma unroll
+      for (int u = 0; u < AT_ONCE; u++)
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+          for (int c = 0; c < 2; c++) most[u][nt][c] = fmaxf(most[u][nt][c], __shfl_xor_sync(ALL_LANES, most[u][nt][c], offset));
     uint32_t p[AT_ONCE][NT][2];
     float shrink[AT_ONCE][NT][2];
     bool moved = false;
@@ -464,6 +476,12 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
   const int64_t first_row = ((int64_t)s * num_heads + kv_head * group) * call.max_splits;
   float *o_of = all_o + first_row * D;
   float2 *max_sum_of = reinterpret_cast<float2 *>(all_o + (int64_t)args.num_seqs * num_heads * call.max_splits * D) + first_row;
+  Gathered<D, NT> *gathered = nullptr;
+  if constexpr (Caller::MAY_CLUSTER) gathered = caller.gathered;
+  const bool clustered = gathered && num_splits > 1;
+#ifdef AISP_CLUSTERS
+  if (clustered) cluster_wait(); // the first split runs
+#endif
   for (int i = thread; i < group * (D / 2); i += WARPS * 32) {
     const int h = i / (D / 2), d = i % (D / 2) * 2;
     float most = NEVER, sum = 0, value[2] = {0, 0};
@@ -478,6 +496,11 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
     }
     if (num_splits == 1) {
       caller.store(h * D + d, pack_bf16(value[0] / sum, value[1] / sum));
+#ifdef AISP_CLUSTERS
+    } else if (clustered) {
+      if (d == 0) cluster_put(shared_address(&gathered->max_sum[split - splits.begin][h]), splits.begin, make_float2(most, sum));
+      cluster_put(shared_address(&gathered->o[split - splits.begin][i]), splits.begin, make_float2(value[0], value[1]));
+#endif
     } else {
       if (d == 0) __stcg(max_sum_of + h * call.max_splits + split, make_float2(most, sum));
       __stcg(reinterpret_cast<float2 *>(o_of + ((int64_t)h * call.max_splits + split) * D + d), make_float2(value[0], value[1]));
@@ -485,6 +508,36 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
   }
   if (num_splits == 1) return;
 
+  // A value out of those of all splits, in order.
+  auto meet_splits = [&](auto &&max_sum_at, auto &&value_at, auto &value, float &sum) {
+    float most = NEVER;
+    for (int at = 0; at < num_splits; at++) most = fmaxf(most, max_sum_at(at).x);
+    sum = 0;
+#pragma unroll 8
+    for (int at = 0; at < num_splits; at++) {
+      const auto part = value_at(at);
+      const float2 own = max_sum_at(at);
+      const float by = exp2_fast(own.x - most);
+      sum = fmaf(own.y, by, sum);
+      value.x = fmaf(part.x, by, value.x), value.y = fmaf(part.y, by, value.y);
+      if constexpr (sizeof part == 16) value.z = fmaf(part.z, by, value.z), value.w = fmaf(part.w, by, value.w);
+    }
+  };
+#ifdef AISP_CLUSTERS
+  if (clustered) {
+    cluster_arrive();
+    cluster_wait();
+    if (split != splits.begin) return;
+    for (int i = thread; i < group * (D / 2); i += WARPS * 32) {
+      const int h = i / (D / 2);
+      float2 value = {0, 0};
+      float sum;
+      meet_splits([&](int at) { return gathered->max_sum[at][h]; }, [&](int at) { return gathered->o[at][i]; }, value, sum);
+      caller.store(2 * i, pack_bf16(value.x / sum, value.y / sum));
+    }
+    return;
+  }
+#endif
   __threadfence();
   caller.sync();
   int *counter = static_cast<int *>(args.workspace) + (int64_t)s * call.kv.num_kv_heads + kv_head;
@@ -505,19 +558,10 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
     auto max_sum = [&](int at) {
       return fits ? near[h * num_splits + at] : __ldcg(max_sum_of + h * call.max_splits + splits.begin + at);
     };
-    float most = NEVER;
-    for (int at = 0; at < num_splits; at++) most = fmaxf(most, max_sum(at).x);
     const float4 *from = reinterpret_cast<const float4 *>(o_of + ((int64_t)h * call.max_splits + splits.begin) * D + d);
-    float sum = 0;
-    float4 value = make_float4(0, 0, 0, 0);
-#pragma unroll 8
-    for (int at = 0; at < num_splits; at++) {
-      const float4 part = __ldcg(from + at * (D / 4));
-      const float2 own = max_sum(at);
-      const float by = exp2_fast(own.x - most);
-      sum += own.y * by;
-      value.x += part.x * by, value.y += part.y * by, value.z += part.z * by, value.w += part.w * by;
-    }
+    float4 value = {0, 0, 0, 0};
+    float sum;
+    meet_splits(max_sum, [&](int at) { return __ldcg(from + at * (D / 4)); }, value, sum);
     caller.store(h * D + d, pack_bf16(value.x / sum, value.y / sum));
     caller.store(h * D + d + 2, pack_bf16(value.z / sum, value.w / sum));
   }

@@ -16,13 +16,13 @@
 
 #include "decode_attention.cuh"
 #include "linear_stage.cuh"
-#include "rope.cuh"
+#include "newest.cuh"
 
 namespace aisp {
 namespace {
 
 constexpr int TEAMS = 2, TEAM_THREADS = LINEAR_WARPS * 32, THREADS = TEAMS * TEAM_THREADS;
-constexpr int MAX_GROUP = 8, MOST_ATTENTION_BLOCKS = 16;
+constexpr int MOST_ATTENTION_BLOCKS = 16;
 // A team asks for all its 256 positions at once; of wide heads one team's fit in shared memory.
 constexpr int ATTENTION_RING = 4;
 __host__ __device__ constexpr int attention_teams(int dim) { return dim == 64 ? TEAMS : 1; }
@@ -71,11 +71,9 @@ template <int F>
 int product_bytes(const Mega &m) {
   return TEAMS * LINEAR_WARPS * ring_bytes<F>() + m.x_bytes + TEAMS * RED_FLOATS * 4 + m.decoder.num_layers * (int)sizeof(Pointers);
 }
-constexpr int NEWEST_SCALES = 16; // bytes of the scales of one position, at most
-// Of a team: stages of K and V, queries, a K and a V in f32, and as in the pool.
-template <int D, int KV>
+template <int D, int KV> // of a team
 __host__ __device__ constexpr int attention_bytes() {
-  return decode::shared_bytes<D, KV, 1, ATTENTION_RING>() + MAX_GROUP * D * 2 + 2 * D * 4 + 2 * (D * 2 + NEWEST_SCALES);
+  return decode::shared_bytes<D, KV, 1, ATTENTION_RING>() + Newest<D, KV>::BYTES;
 }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -119,96 +117,80 @@ __device__ inline uint32_t wait_for(uint64_t word, const uint2 *from, uint32_t f
 
 template <int D, int KV>
 struct Team {
-  static constexpr bool HAS_NEWEST = true;
-  const Mega &m;
+  static constexpr bool HAS_NEWEST = true, MAY_CLUSTER = false;
   const Layer &layer;
+  const aisp_decoder &decoder;
+  const uint2 *qkv; // words
+  uint2 *out;
+  int out_stride;
   uint32_t flag;
-  int team, warp, lane;
+  int team, warp;
   int kv_head, group;
   int slot; // of the newest position, below 0 if another split has it
   const Turn &angles;
-  __nv_bfloat16 *q;   // [group][D] in shared memory
-  float *natural;     // room for a K and a V in f32
-  uint8_t *newest;    // K, V, scales of K and of V of the newest position, as in the pool
+  Newest<D, KV> near;
 
   __device__ void sync_team() const { barrier(TEAM_BARRIER + team, TEAM_THREADS); }
 
-  // The heads of the group, and K and V for the pool, turned: one a warp.
-  __device__ void turn() const {
-    const int num_heads = m.decoder.num_heads, num_kv_heads = m.decoder.kv.num_kv_heads;
-#pragma unroll 1
-    for (int item = warp; item < group + (slot >= 0 ? 2 : 0); item += LINEAR_WARPS) {
-      const bool is_q = item < group, is_v = item == group + 1;
-      const int index = is_q ? kv_head * group + item : num_heads + kv_head + (is_v ? num_kv_heads : 0);
-      Head head;
-      head.pairs = D / 2, head.apart = !is_v && m.decoder.rope.style == AISP_ROPE_NEOX;
-      const uint2 *from = m.qkv + index * D;
-      uint64_t a[2], b[2];
+  // A head of Q, K or V as the products left it.
+  __device__ Head read_head(int index, bool apart) const {
+    Head head;
+    head.pairs = D / 2, head.apart = apart;
+    const uint2 *from = qkv + index * D;
+    uint64_t a[D / 64], b[D / 64];
 #pragma unroll
-      for (int j = 0; j < 2; j++)
-        if (head.has(j)) a[j] = look(from + head.a_at(j)), b[j] = look(from + head.b_at(j));
+    for (int j = 0; j < D / 64; j++) a[j] = look(from + head.a_at(j)), b[j] = look(from + head.b_at(j));
 #pragma unroll
-      for (int j = 0; j < MAX_PAIRS; j++) {
-        head.a[j] = head.b[j] = 0;
-        if (j < 2 && head.has(j)) {
-          head.a[j] = __uint_as_float(wait_for(a[j], from + head.a_at(j), flag));
-          head.b[j] = __uint_as_float(wait_for(b[j], from + head.b_at(j), flag));
-        }
-      }
-      __syncwarp();
-      if (!is_v) turn_head(head, angles, is_q ? layer.q_norm : layer.k_norm, m.decoder.rope.norm_eps);
-      if (is_q) {
-        store_bf16(head, q + item * D);
-      } else {
-        // To this team's attention first, then to the pool for later steps.
-        uint8_t *scales = newest + 4 * D;
-#pragma unroll 1
-        for (int place = 0; place < 2; place++) {
-          const aisp_kv_layer to = place == 0 ? aisp_kv_layer{newest, newest + 2 * D, scales, scales + NEWEST_SCALES, KV, 1, D}
-                                              : aisp_kv_layer{layer.k, layer.v, layer.k_scales, layer.v_scales, KV, num_kv_heads, D};
-          store_kv(head, to, KV, is_v, place == 0 ? 0 : kv_head, place == 0 ? 0 : slot, natural + (is_v ? D : 0));
-        }
-      }
+    for (int j = 0; j < MAX_PAIRS; j++) {
+      head.a[j] = j < D / 64 ? __uint_as_float(wait_for(a[j % (D / 64)], from + head.a_at(j), flag)) : 0;
+      head.b[j] = j < D / 64 ? __uint_as_float(wait_for(b[j % (D / 64)], from + head.b_at(j), flag)) : 0;
     }
+    __syncwarp();
+    return head;
   }
 
-  // For attend_split():
+  // For attend_split(): heads of the group, one a warp, and K and V by two warps that do not attend.
   __device__ void newest_position() const {
-    turn();
+    const bool neox = decoder.rope.style == AISP_ROPE_NEOX;
+    if (warp < group) {
+      Head head = read_head(kv_head * group + warp, neox);
+      turn_head(head, angles, layer.q_norm, decoder.rope.norm_eps);
+      store_bf16(head, near.q + warp * D);
+    }
+    if (slot >= 0 && warp >= LINEAR_WARPS - 2) {
+      const bool is_v = warp == LINEAR_WARPS - 1;
+      Head head = read_head(decoder.num_heads + kv_head + (is_v ? decoder.kv.num_kv_heads : 0), neox && !is_v);
+      if (!is_v) turn_head(head, angles, layer.k_norm, decoder.rope.norm_eps);
+      near.put(head, is_v);
+    }
     __syncwarp();
     sync_team();
+    if (slot >= 0 && warp == LINEAR_WARPS - 1) near.store({layer.k, layer.v, layer.k_scales, layer.v_scales, KV, decoder.kv.num_kv_heads, D}, kv_head, slot);
   }
-  __device__ void newest_row(int is_v, uint32_t to, int bytes, uint32_t scales_to, int scale_bytes) const {
-    const uint32_t from = shared_address(newest) + is_v * 2 * D, scales = shared_address(newest) + 4 * D + is_v * NEWEST_SCALES;
-    auto copy = [&](uint32_t to, uint32_t from, int bytes) {
-      for (int i = lane * 4; i < bytes; i += 128) asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + i), "r"(shared_4(from + i)) : "memory");
-    };
-    copy(to, from, bytes);
-    copy(scales_to, scales, scale_bytes);
-  }
-  __device__ const __nv_bfloat16 *query(int h) const { return q + h * D; }
+  __device__ const __nv_bfloat16 *query(int h) const { return near.q + h * D; }
   __device__ void sync() const { barrier(ATTENTION_BARRIER + team, decode::WARPS * 32); }
   __device__ void store(int i, uint32_t two) const {
-    uint2 *out = m.in[O] + (kv_head * group * D + i) / 2;
+    uint2 *to = out + (kv_head * group * D + i) / 2;
 #pragma unroll
-    for (int copy = 0; copy < COPIES; copy++) put(out + copy * m.in_stride[O], two, flag);
+    for (int copy = 0; copy < COPIES; copy++) put(to + copy * out_stride, two, flag);
   }
 };
 
-// Attention of all layers, for the first blocks.
+// Attention of all layers, for the first blocks. A function of its own, so that its registers are not those of the products.
 template <int D, int KV>
-__device__ inline void attend_layers(const Mega &m, const aisp_megakernel_args &args, uint8_t *shared, decode::Meet<1> *meets) {
+__device__ __noinline__ void attend_layers(const Mega &m, const aisp_megakernel_args &args, uint8_t *shared, decode::Meet<1> *meets) {
   const aisp_decoder &d = m.decoder;
   const int lane = threadIdx.x & 31, warp = threadIdx.x / 32 % LINEAR_WARPS, team = threadIdx.x / TEAM_THREADS;
   if (team >= attention_teams(D)) return;
   constexpr int KV_BYTES = decode::shared_bytes<D, KV, 1, ATTENTION_RING>();
   uint8_t *mine = shared + team * attention_bytes<D, KV>();
-  auto *q = reinterpret_cast<__nv_bfloat16 *>(mine + KV_BYTES);
-  auto *natural = reinterpret_cast<float *>(q + MAX_GROUP * D);
-  auto *newest = reinterpret_cast<uint8_t *>(natural + 2 * D);
   // Tables were written before the predecessor began (see aisp_decode_attention), so they may be read while it runs.
   const int context = __ldcg(args.context_lens), position = __ldcg(args.positions), slot = __ldcg(args.slot_mapping);
-  const int num_kv_heads = d.kv.num_kv_heads, group = d.num_heads / num_kv_heads;
+  const int num_kv_heads = d.kv.num_kv_heads, group = d.num_heads / num_kv_heads, num_layers = d.num_layers;
+  const uint2 *qkv = m.qkv;
+  uint2 *out = m.in[O];
+  const int out_stride = m.in_stride[O];
+  const Layer *layers = m.layers;
   const aisp_decode_args decode_args = {nullptr, nullptr, args.block_tables, 0, nullptr, 1, d.num_heads,
                                         d.max_context_len, d.sliding_window, d.scale, m.attention_space};
   const decode::Splits splits = decode::splits_of(decode_args, context);
@@ -217,13 +199,13 @@ __device__ inline void attend_layers(const Mega &m, const aisp_megakernel_args &
   pdl_wait();
   const uint32_t first_flag = first_flag_of(m);
 #pragma unroll 1
-  for (int index = 0; index < d.num_layers; index++) {
-    const Layer &layer = m.layers[index];
+  for (int index = 0; index < num_layers; index++) {
+    const Layer &layer = layers[index];
 #pragma unroll 1
     for (int unit = blockIdx.x * attention_teams(D) + team; unit < units; unit += teams) {
       const int split = splits.begin + unit / num_kv_heads;
-      Team<D, KV> caller = {m, layer, first_flag + index, team, warp, lane, unit % num_kv_heads, group,
-                     split == splits.end - 1 ? slot : -1, angles, q, natural, newest};
+      Team<D, KV> caller = {layer, d, qkv, out, out_stride, first_flag + index, team, warp, unit % num_kv_heads, group,
+                            split == splits.end - 1 ? slot : -1, angles, Newest<D, KV>(mine + KV_BYTES)};
       caller.sync_team(); // the queries of the unit before are read
       if (context <= 0) {
         caller.newest_position();

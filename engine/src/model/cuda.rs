@@ -167,18 +167,6 @@ impl CudaDecoder {
         for (index, layer) in self.layers.iter().enumerate() {
             let next_norm = self.next_norm(index);
             self.qkv(rows, layer, products, w)?;
-            let norms = layer.qk_norm.as_ref().map(|(q, k)| RopeNorms { q, k, eps: self.eps() });
-            let tables = (at.positions, at.slots);
-            self.gpu.rope_store(
-                w.qkv.all(),
-                (&self.rope, norms),
-                tables,
-                rows,
-                config.num_heads,
-                kv,
-                index,
-                w.q.all(),
-            )?;
             self.attend(shape, at, kv, index, w)?;
             self.mlp(rows, layer, products, next_norm, w)?;
         }
@@ -279,6 +267,7 @@ impl CudaDecoder {
         Ok(())
     }
 
+    /// Attention of the rows over the pool, with their own keys and values in it.
     fn attend(
         &self,
         shape: &StepShape,
@@ -288,37 +277,42 @@ impl CudaDecoder {
         w: &Workspace,
     ) -> Result<(), EngineError> {
         let (num_heads, sliding_window) = (self.config.num_heads, self.config.sliding_window);
+        let norms = self.layers[layer].qk_norm.as_ref().map(|(q, k)| RopeNorms { q, k, eps: self.eps() });
+        let (rope, tables) = ((&self.rope, norms), (at.positions, at.slots));
+        let decode = DecodeAttention {
+            q: w.q.all(),
+            out: w.attention.all(),
+            block_tables: at.block_tables,
+            max_blocks: shape.max_blocks(),
+            context_lens: at.context_lens,
+            num_seqs: shape.num_decodes,
+            num_heads,
+            max_context_len: shape.max_context_len,
+            sliding_window,
+            workspace: w.decode.all(),
+        };
+        if shape.num_prefills == 0 {
+            self.gpu.rope_decode_attention(w.qkv.all(), rope, tables, kv, layer, decode)?;
+            return Ok(());
+        }
+        self.gpu.rope_store(w.qkv.all(), rope, tables, shape.num_rows, num_heads, kv, layer, w.q.all())?;
         if shape.num_decodes > 0 {
-            let call = DecodeAttention {
-                q: w.q.all(),
-                out: w.attention.all(),
-                block_tables: at.block_tables,
-                max_blocks: shape.max_blocks(),
-                context_lens: at.context_lens,
-                num_seqs: shape.num_decodes,
-                num_heads,
-                max_context_len: shape.max_context_len,
-                sliding_window,
-                workspace: w.decode.all(),
-            };
-            self.gpu.decode_attention(kv, layer, call)?;
+            self.gpu.decode_attention(kv, layer, decode)?;
         }
-        if shape.num_prefills > 0 {
-            let call = PrefillAttention {
-                q: w.rows_of(&w.q, shape.num_decodes),
-                out: w.rows_of(&w.attention, shape.num_decodes),
-                block_tables: at.prefill_block_tables,
-                max_blocks: shape.max_blocks(),
-                cu_seqlens_q: at.cu_seqlens,
-                context_lens: at.prefill_context_lens,
-                num_tokens: shape.num_rows - shape.num_decodes,
-                num_seqs: shape.num_prefills,
-                max_query_len: shape.max_query_len,
-                num_heads,
-                sliding_window,
-            };
-            self.gpu.prefill_attention(kv, layer, call)?;
-        }
+        let prefill = PrefillAttention {
+            q: w.rows_of(&w.q, shape.num_decodes),
+            out: w.rows_of(&w.attention, shape.num_decodes),
+            block_tables: at.prefill_block_tables,
+            max_blocks: shape.max_blocks(),
+            cu_seqlens_q: at.cu_seqlens,
+            context_lens: at.prefill_context_lens,
+            num_tokens: shape.num_rows - shape.num_decodes,
+            num_seqs: shape.num_prefills,
+            max_query_len: shape.max_query_len,
+            num_heads,
+            sliding_window,
+        };
+        self.gpu.prefill_attention(kv, layer, prefill)?;
         Ok(())
     }
 

@@ -233,11 +233,16 @@ struct Step {
     const aisp_kv_layer layer = pools[l].view();
     const aisp_rope turn = rope();
     const int rows = (int)ids.count;
-    CK(aisp_rope_store(CTX, qkv.ptr, AISP_F32, &turn, positions.ptr, slots.ptr, rows, m.s.heads, &layer, q.ptr, STREAM));
     const float scale = 1 / std::sqrt((float)m.s.dim);
+    static const bool apart = std::getenv("APART") != nullptr;
+    const aisp_decode_args decode = {q.ptr, attention.ptr, tables.ptr, max_blocks, lens.ptr, batch, m.s.heads, context, 0, scale, workspace.ptr};
+    if (rows == batch && !apart) {
+      CK(aisp_rope_decode_attention(CTX, qkv.ptr, &turn, positions.ptr, slots.ptr, &layer, &decode, STREAM));
+      return;
+    }
+    CK(aisp_rope_store(CTX, qkv.ptr, AISP_F32, &turn, positions.ptr, slots.ptr, rows, m.s.heads, &layer, q.ptr, STREAM));
     if (rows == batch) {
-      const aisp_decode_args args = {q.ptr, attention.ptr, tables.ptr, max_blocks, lens.ptr, batch, m.s.heads, context, 0, scale, workspace.ptr};
-      CK(aisp_decode_attention(CTX, &layer, &args, STREAM));
+      CK(aisp_decode_attention(CTX, &layer, &decode, STREAM));
     } else {
       const aisp_prefill_args args = {q.ptr, attention.ptr, tables.ptr, max_blocks, cu.ptr, lens.ptr, batch, rows / batch, m.s.heads, 0, scale};
       CK(aisp_prefill_attention(CTX, &layer, &args, STREAM));

@@ -548,21 +548,74 @@ struct Pool {
   }
 };
 
-static void check_decode() {
-  struct Case {
-    int dim, heads, kvh, format, window;
+struct DecodeCase {
+  int dim, heads, kvh, format, window;
+};
+
+// Heads turned on their way to attention: the bits of the two ops, in the result and in the pool.
+static void check_rope_decode(const DecodeCase &c, Pool &pool, const std::vector<int> &contexts, void *workspace, const std::string &name) {
+  const int S = (int)contexts.size(), most = 2048, width = (c.heads + 2 * c.kvh) * c.dim;
+  const size_t row = (size_t)c.heads * c.dim;
+  const auto noise = [](size_t n, float mean) {
+    auto x = rough_f32(n, SEED++, 1);
+    for (auto &v : x) v += mean;
+    return x;
   };
-  const Case cases[] = {{128, 32, 8, AISP_KV_BF16, 0}, {64, 9, 3, AISP_KV_BF16, 0},  {128, 32, 8, AISP_KV_FP8, 0},  {64, 8, 8, AISP_KV_FP8, 0},
-                        {96, 12, 2, AISP_KV_BF16, 0},  {256, 8, 2, AISP_KV_BF16, 0}, {32, 16, 1, AISP_KV_BF16, 0},  {128, 16, 2, AISP_KV_BF16, 300},
-                        {64, 14, 2, AISP_KV_BF16, 20}, {128, 32, 2, AISP_KV_FP8, 0}, {256, 4, 2, AISP_KV_FP8, 511}, {128, 64, 8, AISP_KV_BF16, 0},
-                        {128, 32, 8, AISP_KV_FP4, 0},  {64, 9, 3, AISP_KV_FP4, 0},   {32, 16, 1, AISP_KV_FP4, 20},  {96, 12, 2, AISP_KV_FP4, 0},
-                        {256, 8, 2, AISP_KV_FP4, 511}, {128, 32, 2, AISP_KV_FP4, 300}};
+  const Device<float> qkv(noise((size_t)S * width, 0)), cos(noise((size_t)most * c.dim / 2, 0)), sin(noise((size_t)most * c.dim / 2, 0)),
+      q_norm(noise(c.dim, 1)), k_norm(noise(c.dim, 1));
+  const bool normed = c.heads == 9 || c.window > 0;
+  const aisp_rope rope = {cos.ptr, sin.ptr, c.format == AISP_KV_FP8 ? AISP_ROPE_INTERLEAVED : AISP_ROPE_NEOX, normed ? q_norm.ptr : nullptr,
+                          normed ? k_norm.ptr : nullptr, 1e-6f};
+  std::vector<int32_t> lens(contexts.begin(), contexts.end()), positions, slots;
+  for (int s = 0; s < S; s++) {
+    const int at = std::max(contexts[s] - 1, 0);
+    positions.push_back(at);
+    slots.push_back(contexts[s] && s != 4 ? pool.tables[(size_t)s * pool.max_blocks + at / 16] * 16 + at % 16 : -1);
+  }
+  const Device<int32_t> dlens(lens), dpositions(positions), dslots(slots);
+  Device<aisp_bf16> q((size_t)S * row), out(q.count);
+  const aisp_kv_layer kv = pool.view();
+  const auto k = pool.dk.get(), v = pool.dv.get(), ks = pool.dks.get(), vs = pool.dvs.get();
+  auto run = [&](bool whole, int s, int count) {
+    pool.dk.put(k), pool.dv.put(v), pool.dks.put(ks), pool.dvs.put(vs);
+    q.poison(), out.poison();
+    aisp_decode_args args = {q.ptr + s * row, out.ptr + s * row, pool.dtables.ptr + (size_t)s * pool.max_blocks, pool.max_blocks, dlens.ptr + s, count,
+                             c.heads, most, c.window, 1 / std::sqrt((float)c.dim), workspace};
+    const float *from = qkv.ptr + (size_t)s * width;
+    if (whole) {
+      CK(aisp_rope_decode_attention(CTX, from, &rope, dpositions.ptr + s, dslots.ptr + s, &kv, &args, STREAM));
+    } else {
+      CK(aisp_rope_store(CTX, from, AISP_F32, &rope, dpositions.ptr + s, dslots.ptr + s, count, c.heads, &kv, args.q, STREAM));
+      CK(aisp_decode_attention(CTX, &kv, &args, STREAM));
+    }
+    CK(aisp_stream_synchronize(STREAM));
+    return out.get();
+  };
+  const auto parts = run(false, 0, S);
+  const auto k_parts = pool.dk.get(), v_parts = pool.dv.get(), ks_parts = pool.dks.get(), vs_parts = pool.dvs.get();
+  const auto whole = run(true, 0, S);
+  expect_same_bits(whole.data(), parts.data(), parts.size(), name + " turned in it");
+  const bool same_pool = pool.dk.get() == k_parts && pool.dv.get() == v_parts && pool.dks.get() == ks_parts && pool.dvs.get() == vs_parts;
+  expect(same_pool && k != k_parts && v != v_parts, name + " turned in it, the pool", same_pool, 1);
+  for (int s = 0; s < S; s++) {
+    const auto alone = run(true, s, 1);
+    expect_same_bits(alone.data() + s * row, parts.data() + s * row, row, name + " turned in it, alone");
+  }
+  pool.dk.put(k), pool.dv.put(v), pool.dks.put(ks), pool.dvs.put(vs);
+}
+
+static void check_decode() {
+  const DecodeCase cases[] = {{128, 32, 8, AISP_KV_BF16, 0}, {64, 9, 3, AISP_KV_BF16, 0},  {128, 32, 8, AISP_KV_FP8, 0},  {64, 8, 8, AISP_KV_FP8, 0},
+                              {96, 12, 2, AISP_KV_BF16, 0},  {256, 8, 2, AISP_KV_BF16, 0}, {32, 16, 1, AISP_KV_BF16, 0},  {128, 16, 2, AISP_KV_BF16, 300},
+                              {64, 14, 2, AISP_KV_BF16, 20}, {128, 32, 2, AISP_KV_FP8, 0}, {256, 4, 2, AISP_KV_FP8, 511}, {128, 64, 8, AISP_KV_BF16, 0},
+                              {128, 32, 8, AISP_KV_FP4, 0},  {64, 9, 3, AISP_KV_FP4, 0},   {32, 16, 1, AISP_KV_FP4, 20},  {96, 12, 2, AISP_KV_FP4, 0},
+                              {256, 8, 2, AISP_KV_FP4, 511}, {128, 32, 2, AISP_KV_FP4, 300}};
   const std::vector<int> contexts = {1, 15, 16, 17, 64, 65, 255, 256, 257, 0, 700, 1025, 2000};
   for (const auto &c : cases) {
     const std::string name = "decode D " + std::to_string(c.dim) + " heads " + std::to_string(c.heads) + "/" + std::to_string(c.kvh) +
                              kv_name(c.format) + " window " + std::to_string(c.window);
     const int S = (int)contexts.size(), most = 2048;
-    const Pool pool(S, most, c.kvh, c.dim, c.format, contexts, true);
+    Pool pool(S, most, c.kvh, c.dim, c.format, contexts, true);
     const auto q = rough_bf16((size_t)S * c.heads * c.dim, SEED++, 0.7f);
     const Device<aisp_bf16> dq(q);
     Device<aisp_bf16> out(q.size());
@@ -607,6 +660,7 @@ static void check_decode() {
     broken[(size_t)5 * pool.max_blocks + 3] = broken[(size_t)5 * pool.max_blocks + 2];
     const Device<int32_t> dbroken(broken);
     expect_above(error(run(0, S, most, dbroken.ptr)), 2e-5, name + ", one block wrong");
+    check_rope_decode(c, pool, contexts, workspace.ptr, name);
     if (c.format != AISP_KV_FP4) continue;
     for (bool of_keys : {true, false}) { // each group takes its neighbour's scale
       auto moved = (of_keys ? pool.dks : pool.dvs).get();

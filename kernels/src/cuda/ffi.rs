@@ -167,7 +167,7 @@ pub struct MegakernelArgs {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct DecodeArgs {
-    pub q: *const c_void,
+    pub q: *mut c_void,
     pub out: *mut c_void,
     pub block_tables: *const i32,
     pub max_blocks: i32,
@@ -363,6 +363,16 @@ unsafe extern "C" {
     pub fn aisp_decode_workspace_bytes(max_seqs: i32, num_heads: i32, head_dim: i32, max_context_len: i32) -> usize;
     pub fn aisp_decode_attention(ctx: *const Ctx, kv: *const KvLayer, args: *const DecodeArgs, stream: Stream)
     -> c_int;
+    pub fn aisp_rope_decode_attention(
+        ctx: *const Ctx,
+        qkv: *const f32,
+        rope: *const Rope,
+        positions: *const i32,
+        slot_mapping: *const i32,
+        kv: *const KvLayer,
+        args: *const DecodeArgs,
+        stream: Stream,
+    ) -> c_int;
     pub fn aisp_prefill_attention(
         ctx: *const Ctx,
         kv: *const KvLayer,

@@ -62,6 +62,30 @@ pub struct DecodeAttention<'a> {
     pub workspace: DeviceSlice<'a, u8>,
 }
 
+const DECODE_OP: &str = "decode attention";
+
+impl DecodeAttention<'_> {
+    fn raw(&self, kv: &CudaKv) -> Result<ffi::DecodeArgs, CudaError> {
+        const OP: &str = DECODE_OP;
+        let head_dim = kv.shape().head_dim;
+        let values = self.num_seqs * self.num_heads * head_dim;
+        let workspace = decode_workspace_bytes(self.num_seqs, self.num_heads, head_dim, self.max_context_len);
+        Ok(ffi::DecodeArgs {
+            q: self.q.at_least(OP, "q", values)?.cast(),
+            out: self.out.at_least(OP, "out", values)?.cast(),
+            block_tables: self.block_tables.at_least(OP, "block tables", self.num_seqs * self.max_blocks)?,
+            max_blocks: self.max_blocks as i32,
+            context_lens: self.context_lens.at_least(OP, "context lengths", self.num_seqs)?,
+            num_seqs: self.num_seqs as i32,
+            num_heads: self.num_heads as i32,
+            max_context_len: self.max_context_len as i32,
+            sliding_window: window(self.sliding_window),
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            workspace: self.workspace.at_least(OP, "workspace", workspace)?.cast(),
+        })
+    }
+}
+
 /// Several queries a sequence.
 #[derive(Debug, Clone, Copy)]
 pub struct PrefillAttention<'a> {
@@ -319,25 +343,40 @@ impl Gpu {
     ///
     /// Errors: operands that are too small; a failed launch.
     pub fn decode_attention(&self, kv: &CudaKv, layer: usize, call: DecodeAttention<'_>) -> Result<(), CudaError> {
-        const OP: &str = "decode attention";
-        let head_dim = kv.shape().head_dim;
-        let values = call.num_seqs * call.num_heads * head_dim;
-        let workspace = decode_workspace_bytes(call.num_seqs, call.num_heads, head_dim, call.max_context_len);
-        let args = ffi::DecodeArgs {
-            q: call.q.at_least(OP, "q", values)?.cast(),
-            out: call.out.at_least(OP, "out", values)?.cast(),
-            block_tables: call.block_tables.at_least(OP, "block tables", call.num_seqs * call.max_blocks)?,
-            max_blocks: call.max_blocks as i32,
-            context_lens: call.context_lens.at_least(OP, "context lengths", call.num_seqs)?,
-            num_seqs: call.num_seqs as i32,
-            num_heads: call.num_heads as i32,
-            max_context_len: call.max_context_len as i32,
-            sliding_window: window(call.sliding_window),
-            scale: 1.0 / (head_dim as f32).sqrt(),
-            workspace: call.workspace.at_least(OP, "workspace", workspace)?.cast(),
-        };
+        let args = call.raw(kv)?;
         // SAFETY: every operand has the size that its shape asks for; who writes the tables keeps blocks in the pool.
-        check(OP, unsafe { ffi::aisp_decode_attention(self.ctx(), &kv.raw(layer), &args, self.stream()) })
+        let code = unsafe { ffi::aisp_decode_attention(self.ctx(), &kv.raw(layer), &args, self.stream()) };
+        check(DECODE_OP, code)
+    }
+
+    /// [`Gpu::rope_store`] and [`Gpu::decode_attention`] with their bits, in one kernel where that is faster; `call.q` is
+    /// room for the queries.
+    ///
+    /// Shapes: `qkv [num_seqs, (num_heads + 2 num_kv_heads) head_dim]`, `positions` and `slots [num_seqs]`.
+    /// Errors: operands that are too small; a failed launch.
+    pub fn rope_decode_attention(
+        &self,
+        qkv: DeviceSlice<'_, f32>,
+        rope: (&Rope, Option<RopeNorms<'_>>),
+        (positions, slots): (DeviceSlice<'_, i32>, DeviceSlice<'_, i32>),
+        kv: &CudaKv,
+        layer: usize,
+        call: DecodeAttention<'_>,
+    ) -> Result<(), CudaError> {
+        let shape = kv.shape();
+        let heads = call.num_heads + 2 * shape.num_kv_heads;
+        let qkv = qkv.at_least(DECODE_OP, "qkv", call.num_seqs * heads * shape.head_dim)?;
+        let positions = positions.at_least(DECODE_OP, "positions", call.num_seqs)?;
+        let slots = slots.at_least(DECODE_OP, "slots", call.num_seqs)?;
+        let rope = raw_rope(DECODE_OP, rope, shape.head_dim)?;
+        let (args, kv) = (call.raw(kv)?, kv.raw(layer));
+        // SAFETY: every operand has the size that its shape asks for; who writes the tables keeps blocks and slots in the
+        // pool and positions in the rope table.
+        let code = unsafe {
+            let (ctx, stream) = (self.ctx(), self.stream());
+            ffi::aisp_rope_decode_attention(ctx, qkv, &rope, positions, slots, &kv, &args, stream)
+        };
+        check(DECODE_OP, code)
     }
 
     /// Attention of several queries a sequence over the pool.
