@@ -27,8 +27,6 @@ pub struct Plan {
     pub products: ProductsKind,
     /// What products of many rows multiply with fp8 weights on a GPU.
     pub activations: ActivationKind,
-    /// How the layers of a step of one row are computed on a GPU.
-    pub layers: LayersKind,
     /// How the ops of a step are started.
     pub execution: ExecutionKind,
     /// When a step begins.
@@ -56,7 +54,6 @@ impl Plan {
         wide_products: WideProductsKind::FewRows,
         products: ProductsKind::Own,
         activations: ActivationKind::Bf16,
-        layers: LayersKind::Ops,
         execution: ExecutionKind::Eager,
         step_loop: StepLoopKind::Synchronous,
         loading: LoadingKind::Heap,
@@ -190,15 +187,6 @@ pub enum ActivationKind {
     Bf16,
     /// 8-bit floats with a scale for each row.
     Fp8,
-}
-
-/// Choices of the slot of layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum LayersKind {
-    /// An op a kernel.
-    Ops,
-    /// All in one kernel.
-    Megakernel,
 }
 
 /// Choices of the execution slot.

@@ -64,7 +64,6 @@ fn own_kernels_are_closer_to_exact_than_the_baseline_in_their_type() {
             ("own, rows of 64", 64, with(&[chunks])),
             ("own, one row", 1, with(&[chunks])),
             ("own, graphs, one row", 1, with(&[chunks, Optimization::CudaGraphs])),
-            ("own, one kernel, one row", 1, with(&[chunks, Optimization::Megakernel])),
             ("own, wgmma", 512, with(&[chunks, Optimization::WgmmaLinear])),
             ("own, cuBLASLt", 512, with(&[chunks, Optimization::LibraryGemm])),
         ] {
@@ -210,10 +209,8 @@ fn serve(selection: &Selection, prompts: &[Vec<TokenId>], temperature: f32, num_
             answers.entry(output.id.0).or_default().extend(output.tokens.iter().map(|token| token.id));
         }
     }
-    for switch in [Optimization::CudaGraphs, Optimization::Megakernel] {
-        for status in engine.optimizations().iter().filter(|status| status.name == switch.name()) {
-            assert_eq!(status.engaged, selection.contains(switch), "{}", status.name);
-        }
+    for status in engine.optimizations().iter().filter(|status| status.name == Optimization::CudaGraphs.name()) {
+        assert_eq!(status.engaged, selection.contains(Optimization::CudaGraphs), "{}", status.name);
     }
     let num_preemptions = engine.stats().scheduler.num_preemptions;
     drop(engine);
@@ -240,22 +237,6 @@ fn recorded_steps_equal_eager_ones_bit_for_bit() {
         let recorded = serve(&with(&[join[0], join[1], Optimization::CudaGraphs]), &prompts, temperature, 4096);
         assert!(eager.logits == recorded.logits, "logits differ");
         assert_eq!(eager.answers, recorded.answers);
-    }
-}
-
-/// Steps are eager, so that one launch in place of some forty is faster and engages even for a small model.
-#[test]
-#[ignore = "needs an NVIDIA GPU: make test-cuda"]
-fn all_layers_in_one_kernel_equal_ops_of_their_own_bit_for_bit() {
-    for kv in [None, Some(Optimization::KvFp8), Some(Optimization::KvFp4)] {
-        for prompt in prompts(4) {
-            let ops = Selection::closed_on(DeviceKind::Cuda, kv.into_iter().chain([Optimization::FusedOps]));
-            let one = Selection::closed_on(DeviceKind::Cuda, kv.into_iter().chain([Optimization::Megakernel]));
-            let prompt = [prompt];
-            let (ops, one) = (serve(&ops, &prompt, 1.0, 4096), serve(&one, &prompt, 1.0, 4096));
-            assert!(ops.logits == one.logits, "logits differ");
-            assert_eq!(ops.answers, one.answers);
-        }
     }
 }
 

@@ -171,7 +171,7 @@ typedef struct {
   const float *next_norm_weight; // NULL or f32 [N]; N is a multiple of 16
   aisp_bf16 *next_x;        // [T, N]
   float *next_sumsq;        // [T, N/16]
-  const int32_t *row_ids;   // NULL, or [T]: row t of x (and of x_sumsq) is row_ids[t] (rows that want logits)
+  const int32_t *row_ids;   // NULL, or [T]: row t of x (and of x_sumsq) is row_ids[t] (rows that want logits); a table of the step
   int32_t num_rows;         // T
 } aisp_linear_args;
 
@@ -270,9 +270,10 @@ int aisp_rope_store(const aisp_ctx *ctx, const void *qkv, int32_t qkv_format, co
 // A sequence with context_lens 0 (padding of a bucket) gives zeros. block_tables i32 [S, max_blocks].
 // Splits are AISP_SPLIT_SIZE positions, aligned to absolute positions, added in order: batch-invariant.
 // `max_context_len` is the largest context the grid must cover (a graph captures it: use the bucket's limit);
-// splits beyond a sequence's context leave at once. With AISP_CTX_PDL, block_tables and context_lens are read while the
-// kernel launched just before still runs, and so are all blocks before the newest position's: that kernel may write the
-// newest position alone (aisp_rope_store stands there). Workspace: aisp_decode_workspace_bytes, zeroed once before first use.
+// splits beyond a sequence's context leave at once. With AISP_CTX_PDL, tables (block_tables, context_lens, positions, slots)
+// are read while kernels launched before still run, and so are all blocks before the newest position's: since the last
+// aisp_embedding, which lets its successors start only when all before it are done, they may write the newest position alone.
+// Workspace: aisp_decode_workspace_bytes, zeroed once before first use.
 #define AISP_SPLIT_SIZE 256
 typedef struct {
   aisp_bf16 *q;                // [S, NH, D]; read, but by aisp_rope_decode_attention
@@ -286,6 +287,7 @@ typedef struct {
   int32_t sliding_window;      // 0 = none
   float scale;
   void *workspace;
+  int32_t next_is_small;       // the next kernel moves few bytes: under AISP_CTX_PDL it may be launched at once
 } aisp_decode_args;
 size_t aisp_decode_workspace_bytes(int32_t max_seqs, int32_t num_heads, int32_t head_dim, int32_t max_context_len);
 int aisp_decode_attention(const aisp_ctx *ctx, const aisp_kv_layer *kv, const aisp_decode_args *args, aisp_stream stream);
@@ -317,49 +319,6 @@ int aisp_copy_blocks(const aisp_ctx *ctx, const aisp_kv_layer *kv, const int32_t
 // Bytes of K, or of V, and of its scales that one position of one kv head takes.
 size_t aisp_kv_row_bytes(int32_t kv_format, int32_t head_dim);
 size_t aisp_kv_scale_bytes(int32_t kv_format, int32_t head_dim);
-
-// ---------------------------------------------------------------------------------------- all layers in one kernel
-
-// The layers of a decoder as aisp_megakernel takes them. Weights of one format; sizes are those of every layer.
-typedef struct {
-  aisp_weight qkv, o, gate_up, down;   // qkv [(NH + 2 KVH) D, H], o [H, NH D], gate_up [2 I, H], down [H, I]
-  const float *qkv_bias;               // NULL or f32 [(NH + 2 KVH) D]
-  const float *post_attention_norm;    // f32 [H]
-  const float *next_norm;              // f32 [H], of the next layer, or the one before the head
-  const float *q_norm, *k_norm;        // NULL or f32 [D] (Qwen3)
-  void *k, *v, *k_scales, *v_scales;   // the layer's pool, as in aisp_kv_layer
-} aisp_decoder_layer;
-typedef struct {
-  int32_t num_layers, num_heads;
-  int32_t max_context_len;             // the largest that a step may have
-  int32_t sliding_window;              // 0 = none
-  float scale;                         // of attention scores
-  float eps;                           // of the norms
-  aisp_rope rope;                      // q_norm and k_norm are taken from the layers
-  aisp_kv_layer kv;                    // format, heads and dim; its pointers are not read
-} aisp_decoder;
-typedef struct aisp_megakernel aisp_megakernel; // one decoder, and what its blocks tell each other
-
-// What a step of one row works on; what an op of its own would read and write.
-typedef struct {
-  float *residual;              // [H]: of aisp_embedding; then of the last layer
-  aisp_bf16 *x;                 // [H]: next_x of aisp_embedding; then of the last layer
-  float *sumsq;                 // [H / 16]: next_sumsq, likewise
-  const int32_t *positions;     // [1]
-  const int32_t *slot_mapping;  // [1]
-  const int32_t *block_tables;  // [max_blocks]
-  const int32_t *context_lens;  // [1]
-} aisp_megakernel_args;
-
-// Copies the layers' descriptions to the device. At load: it waits on the host. 801 where there is no code for it: cards
-// other than sm_90, head_dim other than 64 and 128, groups of more than 8 heads, layers of several formats, sizes that
-// do not fit in shared memory, cards on which not all blocks run at once.
-int aisp_megakernel_create(const aisp_ctx *ctx, const aisp_decoder *decoder, const aisp_decoder_layer *layers, aisp_megakernel **out);
-int aisp_megakernel_destroy(aisp_megakernel *mega);
-// All layers for one row: aisp_linear, aisp_rope_store and aisp_decode_attention of each in turn, with the same bits.
-// One at a time: calls with the same object follow each other in a stream. A step that never ends because a block
-// failed becomes an error (cudaErrorLaunchFailure) after seconds.
-int aisp_megakernel_run(const aisp_ctx *ctx, const aisp_megakernel *mega, const aisp_megakernel_args *args, aisp_stream stream);
 
 // ------------------------------------------------------------------------------------------------------ sampling
 

@@ -46,16 +46,16 @@ void release_gemm(aisp_ctx *ctx);
 
 // Launches with the programmatic attribute when the context asks for it: the kernel may then start while its
 // predecessor drains, and must call pdl_wait() before it reads what that one wrote. `cluster`: blocks along x that share
-// a cluster (sm_90 and newer), 1 elsewhere. `cooperative`: all blocks run at once, or none.
+// a cluster (sm_90 and newer), 1 elsewhere.
 template <typename... P, typename... A>
-int launch_with(const aisp_ctx *ctx, int cluster, bool cooperative, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                aisp_stream stream, A &&...args) {
+int launch_cluster(const aisp_ctx *ctx, int cluster, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+                   aisp_stream stream, A &&...args) {
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
-  cudaLaunchAttribute attributes[3] = {};
+  cudaLaunchAttribute attributes[2] = {};
   if (ctx->pdl) {
     attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
@@ -64,26 +64,13 @@ int launch_with(const aisp_ctx *ctx, int cluster, bool cooperative, void (*kerne
     attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
     attributes[config.numAttrs++].val.clusterDim = {(unsigned)cluster, 1, 1};
   }
-  if (cooperative) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
-    attributes[config.numAttrs++].val.cooperative = 1;
-  }
   config.attrs = attributes;
   return cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
 }
 template <typename... P, typename... A>
-int launch_cluster(const aisp_ctx *ctx, int cluster, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                   aisp_stream stream, A &&...args) {
-  return launch_with(ctx, cluster, false, kernel, grid, block, shared_bytes, stream, static_cast<P>(args)...);
-}
-template <typename... P, typename... A>
-int launch_cooperative(const aisp_ctx *ctx, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, aisp_stream stream, A &&...args) {
-  return launch_with(ctx, 1, true, kernel, grid, block, shared_bytes, stream, static_cast<P>(args)...);
-}
-template <typename... P, typename... A>
 int launch(const aisp_ctx *ctx, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, aisp_stream stream,
            A &&...args) {
-  return launch_with(ctx, 1, false, kernel, grid, block, shared_bytes, stream, static_cast<P>(args)...);
+  return launch_cluster(ctx, 1, kernel, grid, block, shared_bytes, stream, static_cast<P>(args)...);
 }
 
 // Whether a kernel that only sm_90a has code for is there: made from PTX, for another architecture, it has an empty body.

@@ -76,7 +76,7 @@ struct TurningBlock : Block {
     pdl_launch();
     // All are asked for at once: queries, and by the last two warps K and V.
     constexpr int ROUNDS = MAX_GROUP / WARPS;
-    const bool has_kv = slot >= 0 && warp >= WARPS - 2, is_v = warp == WARPS - 1;
+    const bool has_kv = slot >= 0 && warp >= WARPS - 2, is_v = warp == WARPS - 2;
     Head head[ROUNDS], kv;
 #pragma unroll
     for (int i = 0; i < ROUNDS; i++)
@@ -86,7 +86,7 @@ struct TurningBlock : Block {
     for (int i = 0; i < ROUNDS; i++)
       if (warp + i * WARPS < call.group) {
         turn_head(head[i], angles, rope.q_norm, rope.norm_eps);
-        store_bf16(head[i], near.q + (warp + i * WARPS) * D);
+        store_bf16(head[i], near.query(warp + i * WARPS));
       }
     if (has_kv) {
       if (!is_v) turn_head(kv, angles, rope.k_norm, rope.norm_eps);
@@ -94,7 +94,7 @@ struct TurningBlock : Block {
     }
     __syncthreads();
   }
-  __device__ const __nv_bfloat16 *query(int h) const { return near.q + h * D; }
+  __device__ const __nv_bfloat16 *query(int h) const { return near.query(h); }
 };
 
 template <int D, int KV, int NT, int RING> // NT: groups of 8 heads
@@ -102,13 +102,12 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ Meet<NT> meet;
   const int split = blockIdx.x, kv_head = blockIdx.y, s = blockIdx.z;
-  // Tables were written before the predecessor began (see the interface), so they may be read, and older positions
-  // asked for in the L2, while it runs.
+  // Tables and older positions were written before the step began (see the interface), so they may be read before the wait.
   const int context = __ldcg(call.args.context_lens + s);
   const Splits splits = splits_of(call.args, context);
   Block block = {call, s, kv_head};
   if (context > 0 && split >= splits.begin && split < splits.end) {
-    attend_split<D, KV, NT, RING, RING == 4 ? 4 : 1>(call, s, kv_head, split, context, splits, threadIdx.x, shared, &meet, block);
+    attend_split<D, KV, NT, RING>(call, s, kv_head, split, context, splits, threadIdx.x, shared, &meet, block);
     return;
   }
   block.newest_position();
@@ -124,7 +123,8 @@ __global__ void __launch_bounds__(WARPS * 32) rope_decode_attention_kernel(const
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ Meet<1> meet;
   const int split = blockIdx.x, kv_head = blockIdx.y, s = blockIdx.z;
-  const int context = __ldcg(call.args.context_lens + s);
+  if (call.args.next_is_small) pdl_launch();
+  const int context = __ldcg(call.args.context_lens + s), position = __ldcg(heads.positions + s), newest = __ldcg(heads.slot_mapping + s);
   const Splits splits = splits_of(call.args, context);
 #ifdef AISP_CLUSTERS
   if (heads.clustered) cluster_arrive();
@@ -136,11 +136,11 @@ __global__ void __launch_bounds__(WARPS * 32) rope_decode_attention_kernel(const
       for (int i = threadIdx.x; i < call.group * (D / 2); i += WARPS * 32) block.store(2 * i, 0);
     return;
   }
-  const int slot = split == splits.end - 1 ? __ldcg(heads.slot_mapping + s) : -1;
-  TurningBlock<D, KV> block = {{call, s, kv_head}, heads, slot, Turn(heads.rope, __ldcg(heads.positions + s), D / 2),
+  const int slot = split == splits.end - 1 ? newest : -1;
+  TurningBlock<D, KV> block = {{call, s, kv_head}, heads, slot, Turn(heads.rope, position, D / 2),
                                Newest<D, KV>(shared + shared_bytes<D, KV, 1, RING>()),
                                heads.clustered ? reinterpret_cast<Gathered<D, 1> *>(shared + turning_bytes<D, KV, RING>) : nullptr};
-  attend_split<D, KV, 1, RING, RING == 4 ? 4 : 1>(call, s, kv_head, split, context, splits, threadIdx.x, shared, &meet, block);
+  attend_split<D, KV, 1, RING>(call, s, kv_head, split, context, splits, threadIdx.x, shared, &meet, block);
   if (slot >= 0 && threadIdx.x < 32) block.near.store(call.kv, kv_head, slot);
 }
 

@@ -220,14 +220,14 @@ __device__ inline Splits splits_of(const aisp_decode_args &args, int context) {
 //   query(h)           bf16 [D] of a head of the group
 //   sync()             a barrier of the four warps
 //   store(i, two)      values i and i + 1 of the group's [heads, D], in bf16
-// `thread` is 0..127; `shared` and `meet` are the four warps' own. NT: groups of 8 heads. A warp works on
-// AT_ONCE blocks at a time, so that what one waits for is hidden by the others; the bits are the same.
-template <int D, int KV, int NT, int RING, int AT_ONCE, class Caller>
+// `thread` is 0..127; `shared` and `meet` are the four warps' own. NT: groups of 8 heads.
+template <int D, int KV, int NT, int RING, class Caller>
 __device__ inline void attend_split(const Call &call, int s, int kv_head, int split, int context, const Splits &splits, int thread,
                                     uint8_t *shared, Meet<NT> *meet, Caller &caller) {
   using Sh = Shape<D, KV, NT, RING>;
   constexpr int MOST_BLOCKS = WARP_POSITIONS / AISP_BLOCK_SIZE;
-  static_assert(RING % AT_ONCE == 0 && MOST_BLOCKS % AT_ONCE == 0);
+  // A ring that holds all blocks of a warp is worked on at once: what one waits for is hidden by the others. Same bits.
+  constexpr int AT_ONCE = RING == MOST_BLOCKS ? MOST_BLOCKS : 1;
   const aisp_decode_args &args = call.args;
   const int lane = thread & 31, warp = thread >> 5;
   const int group = call.group, num_heads = args.num_heads;
@@ -241,9 +241,16 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
   const int32_t *block_table = args.block_tables + (int64_t)s * args.max_blocks + walk_begin / AISP_BLOCK_SIZE;
   const uint32_t ring = shared_address(shared) + warp * Sh::WARP_BYTES;
 
+  // Of a ring that holds all blocks of the warp, their places are asked for at once.
+  int32_t places[MOST_BLOCKS] = {};
+  if constexpr (RING == MOST_BLOCKS) {
+#pragma unroll
+    for (int i = 0; i < MOST_BLOCKS; i++) places[i] = i < num_blocks ? block_table[i] : 0;
+  }
   auto fill = [&](int i) {
     if (i < num_blocks) {
-      const int64_t at = (int64_t)block_table[i] * call.kv.num_kv_heads + kv_head; // of a block's head
+      const int32_t place = RING == MOST_BLOCKS ? places[i % MOST_BLOCKS] : block_table[i];
+      const int64_t at = (int64_t)place * call.kv.num_kv_heads + kv_head; // of a block's head
       const uint8_t *k = static_cast<const uint8_t *>(call.kv.k) + at * 16 * Sh::ROW;
       const uint8_t *v = static_cast<const uint8_t *>(call.kv.v) + at * 16 * Sh::ROW;
       const uint32_t stage = ring + i % RING * Sh::STAGE;
@@ -268,12 +275,13 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
   // The predecessor stores the newest position, in this block; all before it are settled.
   const int newest = (context - 1) / AISP_BLOCK_SIZE - walk_begin / AISP_BLOCK_SIZE;
   const int early = Caller::HAS_NEWEST ? RING : newest;
-  int filled = 0;
-#pragma unroll 1
-  for (; filled < RING && filled < early; filled++) fill(filled);
+#pragma unroll
+  for (int i = 0; i < RING; i++)
+    if (i < early) fill(i);
   caller.newest_position();
-#pragma unroll 1
-  for (; filled < RING; filled++) fill(filled);
+#pragma unroll
+  for (int i = 0; i < RING; i++)
+    if (i >= early) fill(i);
 
   // Q^T as the operand of columns: column h = lane / 4 of each group of eight.
   constexpr int KSTEPS = D / 16;
@@ -282,10 +290,15 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
   for (int nt = 0; nt < NT; nt++) {
     const int h = nt * 8 + lane / 4;
 #pragma unroll
-    for (int j = 0; j < KSTEPS; j++)
+    for (int j = 0; j < KSTEPS; j++) {
+      if constexpr (KV == AISP_KV_BF16) {
 #pragma unroll
-      for (int i = 0; i < 2; i++)
-        q[nt][j][i] = h < group ? *reinterpret_cast<const uint32_t *>(caller.query(h) + key_dim<D, KV>(j, i)) : 0u;
+        for (int i = 0; i < 2; i++) q[nt][j][i] = h < group ? *reinterpret_cast<const uint32_t *>(caller.query(h) + key_dim<D, KV>(j, i)) : 0u;
+      } else { // neighbours
+        const uint2 both = h < group ? *reinterpret_cast<const uint2 *>(caller.query(h) + key_dim<D, KV>(j, 0)) : make_uint2(0, 0);
+        q[nt][j][0] = both.x, q[nt][j][1] = both.y;
+      }
+    }
   }
 
   float o[D / 16][NT][4]; // rows: dimensions, columns: heads

@@ -56,29 +56,43 @@ __global__ void __launch_bounds__(WARPS * 32, NT == 1 ? 2 : 1) linear_kernel(con
     }
     copy_async_commit();
   };
+  // The next kernel is launched early, but for packed weights, whose first copies take the instructions that this one needs.
+  constexpr bool EARLY = F == AISP_BF16 || F == AISP_FP8;
+  if (EARLY) pdl_launch();
 #pragma unroll 1
   for (int i = 0; i < STAGES - 1; i++) fill();
-  pdl_wait();
-  pdl_launch();
-
+  // Also before the wait: where x is, and of the results what never changes.
   XAhead<F, NT, WHOLE> ahead;
   Columns<NT, WHOLE> &x = ahead.columns;
   x.k = tiles.k;
+  auto row_of = [&](int t) { return (int64_t)(args.row_ids ? args.row_ids[t] : t); };
 #pragma unroll
   for (int nt = 0; nt < NT; nt++) {
     const int t = nt * 8 + lane / 4;
-    const int known = t < args.num_rows ? t : 0;
-    const int64_t row = args.row_ids ? args.row_ids[known] : known;
-    x.row[nt] = reinterpret_cast<const __nv_bfloat16 *>(args.x) + row * args.ldx;
+    x.row[nt] = reinterpret_cast<const __nv_bfloat16 *>(args.x) + row_of(t < args.num_rows ? t : 0) * args.ldx;
   }
+  const int num_sums = tiles.k / 16;
+  const float *sums = args.x_sumsq && warp < args.num_rows ? args.x_sumsq + row_of(warp) * num_sums : nullptr; // of row `warp`
+  constexpr bool ONE_EACH = OUTS <= WARPS * 32; // values of a tile a thread, at most
+  Operands with;
+  auto ask_for = [&](int group, int o) {
+    if (o - lane < args.num_rows * MT * 16) with = ask<F>(args, tiles, group * MT + o % (MT * 16) / 16, o % 16, o / (MT * 16));
+  };
+  if (ONE_EACH) ask_for(blockIdx.x, threadIdx.x);
+  pdl_wait();
+  if (!EARLY) pdl_launch();
 
   if (total > 0) ahead.begin(ks_begin, lane % 4);
-  // The norm of row `warp`: loaded now, needed when the first tile is done.
-  float squares = 0;
-  if (args.x_sumsq && warp < args.num_rows) {
-    const int64_t row = args.row_ids ? args.row_ids[warp] : warp;
-    for (int i = lane; i < tiles.k / 16; i += 32) squares += __ldcg(args.x_sumsq + row * (tiles.k / 16) + i);
+  if (ONE_EACH) ask_residual(with);
+  // The norm of a row: loaded now, needed when the first tile is done.
+  float few_sums[2], squares = 0;
+  const bool are_few = num_sums <= 64;
+  if (sums && are_few) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) few_sums[i] = lane + 32 * i < num_sums ? __ldcg(sums + lane + 32 * i) : 0.0f;
   }
+  if (sums && !are_few)
+    for (int i = lane; i < num_sums; i += 32) squares += __ldcg(sums + i);
 
   int slot = 0, buffer = 0;
   bool first = true;
@@ -103,13 +117,13 @@ __global__ void __launch_bounds__(WARPS * 32, NT == 1 ? 2 : 1) linear_kernel(con
       // The norm's scale of each row, while the copies run.
       first = false;
       if (args.x_sumsq) {
-        if (warp < args.num_rows) {
+        if (sums) {
+          if (are_few) squares = few_sums[0] + few_sums[1];
           const float scale = rsqrtf(warp_sum(squares) / tiles.k + args.eps);
           if (lane == 0) row_scale[warp] = scale;
         }
         for (int t = warp + WARPS; t < min(args.num_rows, NT * 8); t += WARPS) {
-          const int64_t row = args.row_ids ? args.row_ids[t] : t;
-          const float scale = rms_scale(args.x_sumsq + row * (tiles.k / 16), tiles.k / 16, tiles.k, args.eps);
+          const float scale = rms_scale(args.x_sumsq + row_of(t) * num_sums, num_sums, tiles.k, args.eps);
           if (lane == 0) row_scale[t] = scale;
         }
       }
@@ -125,21 +139,19 @@ __global__ void __launch_bounds__(WARPS * 32, NT == 1 ? 2 : 1) linear_kernel(con
     __syncthreads();
     const float *all = red + buffer * WARPS * OUTS;
 #pragma unroll 1
-    for (int o = threadIdx.x; o < OUTS; o += WARPS * 32) {
+    for (int o = threadIdx.x; o - lane < args.num_rows * MT * 16; o += WARPS * 32) { // whole warps leave together
       const int t = o / (MT * 16), r = o % (MT * 16);
-      if (o - lane >= args.num_rows * MT * 16) break; // whole warps leave together
       float z = all[o];
 #pragma unroll
       for (int w = 1; w < WARPS; w++) z += all[w * OUTS + o];
-      const int tile = group * MT + r / 16;
+      if (!ONE_EACH) ask_for(group, o), ask_residual(with);
       if constexpr (F == AISP_NVFP4) z *= tensor_scale;
-      if constexpr (F == AISP_FP8) {
-        const int n = half_row(tiles, tile, r % 16 / 8) + r % 8;
-        if (n < tiles.n) z *= reinterpret_cast<const float *>(tiles.scales)[n];
-      }
+      if constexpr (F == AISP_FP8) z *= with.scale;
       if (args.x_sumsq) z *= row_scale[t];
-      finish(args, tiles, tile, r % 16, t, z);
+      finish(args, tiles, group * MT + r / 16, r % 16, t, z, with);
+      if (ONE_EACH) break;
     }
+    if (ONE_EACH && group + (int)gridDim.x < num_groups) ask_for(group + gridDim.x, threadIdx.x), ask_residual(with);
     buffer ^= 1;
   }
 }

@@ -58,11 +58,35 @@ __device__ inline uint32_t fp4_pair(uint32_t word, int i, uint32_t scale) {
   return fma_bf16x2((code & 0x00070007u) << 6 | (code & 0x00080008u) << 12, scale, 0x80008000u);
 }
 
-// What becomes of one value z of row t, column n. Half-warps hold 16 neighbouring columns of one row.
-__device__ inline void finish(const aisp_linear_args &args, const Tiles &tiles, int tile, int r, int t, float z) {
+// What a value of row t, column n is finished with. They come from the L2, so they are asked for before the value is there:
+// what never changes in ask(), the residual in ask_residual().
+struct Operands {
+  float scale = 1, added = 0, norm = 0; // added: the residual, or the bias where there is none
+  const float *residual = nullptr;
+};
+template <int F>
+__device__ inline Operands ask(const aisp_linear_args &args, const Tiles &tiles, int tile, int r, int t) {
+  const int n = half_row(tiles, tile, r / 8) + r % 8;
+  Operands with;
+  if (t >= args.num_rows || n >= tiles.n || tile >= tiles.num_tiles) return with;
+  if constexpr (F == AISP_FP8) with.scale = reinterpret_cast<const float *>(tiles.scales)[n];
+  if (args.output == AISP_OUT_RESIDUAL) {
+    with.residual = static_cast<const float *>(args.out) + t * args.ldo + n;
+    if (args.next_norm_weight) with.norm = args.next_norm_weight[n];
+  } else if (args.bias) {
+    with.added = args.bias[n];
+  }
+  return with;
+}
+__device__ inline void ask_residual(Operands &with) {
+  if (with.residual) with.added = __ldcg(with.residual);
+}
+
+// What becomes of the value, z. Half-warps hold 16 neighbouring columns of one row.
+__device__ inline void finish(const aisp_linear_args &args, const Tiles &tiles, int tile, int r, int t, float z, const Operands &with) {
   const int n = half_row(tiles, tile, r / 8) + r % 8;
   const bool valid = t < args.num_rows && n < tiles.n && tile < tiles.num_tiles;
-  if (args.bias && valid) z += args.bias[n];
+  if (args.bias && valid) z += args.output == AISP_OUT_RESIDUAL ? args.bias[n] : with.added;
   switch (args.output) {
     case AISP_OUT_BF16:
       if (valid) static_cast<__nv_bfloat16 *>(args.out)[t * args.ldo + n] = __float2bfloat16_rn(z);
@@ -73,14 +97,13 @@ __device__ inline void finish(const aisp_linear_args &args, const Tiles &tiles, 
     case AISP_OUT_RESIDUAL: {
       float h = 0;
       if (valid) {
-        float *at = static_cast<float *>(args.out) + t * args.ldo + n;
-        h = __ldcg(at) + z;
-        __stcg(at, h);
+        h = with.added + z;
+        __stcg(static_cast<float *>(args.out) + t * args.ldo + n, h);
       }
       if (args.next_norm_weight) {
         if (valid)
           reinterpret_cast<__nv_bfloat16 *>(args.next_x)[(int64_t)t * tiles.n + n] =
-              __float2bfloat16_rn(h * args.next_norm_weight[n]);
+              __float2bfloat16_rn(h * with.norm);
         float sum = h * h;
 #pragma unroll
         for (int offset = 8; offset; offset >>= 1) sum += __shfl_xor_sync(ALL_LANES, sum, offset);

@@ -106,7 +106,7 @@ __device__ inline uint32_t int8_codes(uint32_t word, int half) {
 
 // The values of x that a lane will need next, a few pieces of 8 k ahead of the sums: they come from the L2 or the L1, and
 // a stage must not wait for them.
-template <int F, int NT, bool WHOLE, int WANTED = NT <= 2 ? 4 : NT == 4 ? 2 : 1>
+template <int F, int NT, bool WHOLE, int WANTED = NT == 1 && (F == AISP_W4G32 || F == AISP_W8G32) ? 2 : NT <= 2 ? 4 : NT == 4 ? 2 : 1>
 struct XAhead {
   static constexpr int PIECES = Format<F>::STAGE_K / 32; // of a stage
   static constexpr int DEPTH = WANTED < PIECES ? WANTED : PIECES;

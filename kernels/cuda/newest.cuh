@@ -11,15 +11,17 @@ template <int D, int KV>
 struct Newest {
   static constexpr int ROW = kv_row_bytes(KV, D), SCALES = kv_scale_bytes(KV, D); // as in the pool
   static constexpr int SCALES_ROOM = 16, ROOM = 2 * D + SCALES_ROOM;
-  static constexpr int BYTES = MAX_GROUP * D * 2 + 2 * D * 4 + 2 * ROOM;
+  static constexpr int Q_STRIDE = D + 8; // in values: lanes that read neighbouring heads do not meet in a bank
+  static constexpr int BYTES = MAX_GROUP * Q_STRIDE * 2 + 2 * D * 4 + 2 * ROOM;
 
-  __nv_bfloat16 *q; // [group][D]
+  __nv_bfloat16 *q; // [group][Q_STRIDE]
   float *natural;   // a K and a V in f32, on their way to 4 bits
   uint8_t *rows;    // a K and a V and their scales
 
   __device__ explicit Newest(uint8_t *at)
-      : q(reinterpret_cast<__nv_bfloat16 *>(at)), natural(reinterpret_cast<float *>(q + MAX_GROUP * D)), rows(reinterpret_cast<uint8_t *>(natural + 2 * D)) {}
+      : q(reinterpret_cast<__nv_bfloat16 *>(at)), natural(reinterpret_cast<float *>(q + MAX_GROUP * Q_STRIDE)), rows(reinterpret_cast<uint8_t *>(natural + 2 * D)) {}
 
+  __device__ __nv_bfloat16 *query(int h) const { return q + h * Q_STRIDE; }
   // By a whole warp, as the others here.
   __device__ void put(const Head &head, bool is_v) const {
     uint8_t *row = rows + is_v * ROOM, *scales = row + 2 * D;

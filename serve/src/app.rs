@@ -1,8 +1,9 @@
 //! What all handlers share: limits, the key, metrics, and, once it is loaded, the model.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aisp_engine::text::{ChatTemplate, Tokenizer};
 use aisp_engine::{Engine, EngineError, ModelInfo};
@@ -71,6 +72,7 @@ pub struct App {
     /// Threads for tokenizing.
     pub text_pool: TextPool,
     model: OnceLock<LoadedModel>,
+    engine_thread: Mutex<Option<JoinHandle<()>>>,
     created: u64,
     /// Distinguishes the ids of this process from those of others.
     boot_id: u64,
@@ -116,6 +118,7 @@ impl App {
             admission: Admission::new(config.admission),
             text_pool: TextPool::default(),
             model: OnceLock::new(),
+            engine_thread: Mutex::default(),
             created: unix_seconds(),
             boot_id: random,
             next_answer: AtomicU64::new(0),
@@ -139,9 +142,24 @@ impl App {
             // Nobody waits any more when the server was told to stop while it loaded.
             let _ = sender.send(result);
         };
-        engine_thread::spawn(build, keep, max_sequences, lifecycle, metrics)?;
+        let thread = engine_thread::spawn(build, keep, max_sequences, lifecycle, metrics)?;
+        *self.engine_thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         built.await.map_err(|_| AppError::LoadPanicked)??;
         Ok(())
+    }
+
+    /// Ends the engine after its step, once nobody is served any more; whether it had given back what it holds within
+    /// `limit`. The driver of a device does not bear that a process ends while a thread still uses it.
+    pub fn end(&self, limit: Duration) -> bool {
+        const POLL: Duration = Duration::from_millis(5);
+        self.lifecycle.advance(Phase::Ended);
+        let thread = self.engine_thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let deadline = Instant::now() + limit;
+        let is_over = || thread.as_ref().is_none_or(JoinHandle::is_finished);
+        while !is_over() && Instant::now() < deadline {
+            std::thread::sleep(POLL);
+        }
+        is_over()
     }
 
     fn set_model(&self, engine: &Engine, handle: EngineHandle) {

@@ -238,10 +238,10 @@ impl EngineThread {
         thread
     }
 
-    /// Runs until every handle is gone.
+    /// Runs until every handle is gone, or the process ends.
     fn run(&mut self) -> Result<(), EngineError> {
         loop {
-            if !self.take_commands() {
+            if !self.take_commands() || self.lifecycle.phase() == Phase::Ended {
                 return Ok(());
             }
             self.lifecycle.beat();

@@ -21,6 +21,8 @@ pub enum Phase {
     Draining,
     /// The engine stopped; the process is about to end.
     Failed,
+    /// Nobody is served any more: the engine gives back what it holds.
+    Ended,
 }
 
 /// The current phase and the engine's heartbeat.
@@ -71,7 +73,7 @@ impl Lifecycle {
         match self.phase() {
             Phase::Loading => Err("loading"),
             Phase::Draining => Err("draining"),
-            Phase::Failed => Err("failed"),
+            Phase::Failed | Phase::Ended => Err("failed"),
             Phase::Serving => {
                 let beat = Duration::from_millis(self.heartbeat_ms.load(Ordering::Relaxed));
                 let age = self.started.elapsed().saturating_sub(beat);
@@ -87,7 +89,7 @@ impl Lifecycle {
         match self.phase() {
             Phase::Loading => Err(ApiError::Loading),
             Phase::Serving => Ok(()),
-            Phase::Draining => Err(ApiError::ShuttingDown),
+            Phase::Draining | Phase::Ended => Err(ApiError::ShuttingDown),
             Phase::Failed => Err(ApiError::EngineFailed),
         }
     }

@@ -3,7 +3,9 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
+use aisp_engine::DeviceKind;
 use aisp_serve::args::Args;
 use aisp_serve::banner::banner;
 use aisp_serve::{App, ServeError, serve, threads};
@@ -50,8 +52,24 @@ fn one_line(error: &anyhow::Error) -> String {
     line
 }
 
+/// How long a device is waited for when the process ends. On a CPU nobody waits for a step under way.
+const DEVICE_TIMEOUT: Duration = Duration::from_secs(5);
+
 async fn run(args: Args) -> Result<()> {
     let app = App::new(args.app()?)?;
+    let on_device = args.device.kind() != DeviceKind::Cpu;
+    let result = load_and_serve(args, &app).await;
+    if on_device && !app.end(DEVICE_TIMEOUT) {
+        tracing::warn!("the device was still at work after {} s", DEVICE_TIMEOUT.as_secs());
+    }
+    match result {
+        // A second signal is an order, not a fault to explain.
+        Err(error) if matches!(error.downcast_ref(), Some(ServeError::Interrupted)) => std::process::exit(130),
+        result => result,
+    }
+}
+
+async fn load_and_serve(args: Args, app: &Arc<App>) -> Result<()> {
     let engine = args.engine()?;
     let signals = Arc::new(Mutex::new(Signals::new()?));
     // Before the model is loaded: a port in use shows at once, and probes get answers meanwhile.
@@ -63,7 +81,7 @@ async fn run(args: Args) -> Result<()> {
         let signals = Arc::clone(&signals);
         async move { signals.lock().await.next().await }
     };
-    let mut serving = std::pin::pin!(serve(listener, Arc::clone(&app), args.drain_timeout, stop));
+    let mut serving = std::pin::pin!(serve(listener, Arc::clone(app), args.drain_timeout, stop));
     tokio::select! {
         loaded = app.load(move || engine.build()) => loaded?,
         stopped = &mut serving => return Ok(stopped?),
@@ -73,11 +91,7 @@ async fn run(args: Args) -> Result<()> {
         let text = banner(&model.info, &name, &model.engine.optimizations(), address, args.api_key.is_some());
         print!("{text}");
     }
-    match serving.await {
-        // A second signal is an order, not a fault to explain.
-        Err(ServeError::Interrupted) => std::process::exit(130),
-        stopped => Ok(stopped?),
-    }
+    Ok(serving.await?)
 }
 
 /// SIGTERM and SIGINT.

@@ -353,6 +353,30 @@ async fn while_the_model_loads_only_the_probes_answer() {
 }
 
 #[tokio::test]
+async fn a_process_that_ends_waits_for_its_engine() {
+    let app = plain().await;
+    assert!(app.end(Duration::from_secs(5)));
+    assert_eq!(post(&app, "/v1/completions", r#"{"prompt":"a"}"#).await.status, 503);
+    // An engine that is still being built is waited for no longer than asked.
+    let app = App::new(AppConfig::default()).unwrap();
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let (loader, begun) = (app.clone(), std::sync::mpsc::channel());
+    let loading = tokio::spawn(async move {
+        let build = move || {
+            begun.0.send(()).unwrap();
+            let _ = wait.recv();
+            MockEngine::default().build()
+        };
+        loader.load(build).await
+    });
+    tokio::task::spawn_blocking(move || begun.1.recv().unwrap()).await.unwrap();
+    assert!(!app.end(Duration::from_millis(20)));
+    go.send(()).unwrap();
+    // It is told to end before it serves anybody.
+    let _ = loading.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_model_that_cannot_be_loaded_is_an_error() {
     let app = App::new(AppConfig::default()).unwrap();
     let failed = app.load(|| Err(aisp_engine::EngineError::NoTokenizer)).await;

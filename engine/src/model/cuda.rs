@@ -5,7 +5,6 @@
 //! recorded. Rows are computed 64 at a time by kernels whose bits do not depend on how many there are; with
 //! `wgmma-linear`, `library-gemm` or `activations-fp8`, steps of many rows are computed whole.
 
-mod megakernel;
 mod products;
 
 use std::sync::Arc;
@@ -13,7 +12,7 @@ use std::sync::Arc;
 use aisp_kernels::Arithmetic;
 use aisp_kernels::cuda::{
     CudaError, CudaKv, DecodeAttention, DeviceBuffer, DeviceSlice, DeviceWeight, Gpu, LINEAR_MAX_ROWS, LinearInput,
-    LinearOutput, Megakernel, PrefillAttention, Rope, RopeNorms, Rows, WeightFormat,
+    LinearOutput, PrefillAttention, Rope, RopeNorms, Rows, WeightFormat,
 };
 use aisp_kernels::linear::LinearWork;
 pub use products::Products;
@@ -47,8 +46,6 @@ pub struct CudaDecoder {
     wide: bool,
     /// The fastest products for steps of up to so many rows, in order; the last for more.
     fastest: Vec<(usize, Products)>,
-    /// All layers in one kernel, for steps of one row where that is faster.
-    megakernel: Option<Megakernel>,
 }
 
 struct Layer {
@@ -108,7 +105,6 @@ impl CudaDecoder {
             gemms: None,
             wide: plan.wide_products == WideProductsKind::Wgmma && gpu.has_wide_linear(),
             fastest: Vec::new(),
-            megakernel: None,
         };
         decoder.gemms = decoder.plan_products(plan)?;
         Ok((decoder, packed))
@@ -148,7 +144,7 @@ impl CudaDecoder {
         kv: &CudaKv,
         w: &Workspace,
     ) -> Result<(), EngineError> {
-        let (rows, config) = (shape.num_rows, &self.config);
+        let rows = shape.num_rows;
         let first = self.layers.first().map_or(&self.norm, |layer| &layer.input_norm);
         self.gpu.embedding(
             &self.embedding,
@@ -157,9 +153,6 @@ impl CudaDecoder {
             w.residual.all(),
             w.next_norm(0, first),
         )?;
-        if let Some(kernel) = self.megakernel(shape) {
-            return Self::all_layers(kernel, at, w);
-        }
         let products = self.products(rows);
         if products.are_library() {
             self.gpu.rms_norm(w.residual.all(), first, self.eps(), rows, w.x.all())?;
@@ -290,6 +283,7 @@ impl CudaDecoder {
             max_context_len: shape.max_context_len,
             sliding_window,
             workspace: w.decode.all(),
+            next_is_small: self.layers[layer].o_proj.is_small(),
         };
         if shape.num_prefills == 0 {
             self.gpu.rope_decode_attention(w.qkv.all(), rope, tables, kv, layer, decode)?;

@@ -10,9 +10,9 @@ pub use text::SelectionText;
 
 use crate::device::DeviceKind;
 use crate::plan::{
-    ActivationKind, AttentionKind, ExecutionKind, KvLayout, KvTypeKind, LayersKind, LinearKind, LoadingKind, Plan,
-    PointwiseKind, PrefillKind, PrefixReuse, ProductsKind, SamplerKind, SchedulerKind, StepLoopKind, TeamKind,
-    WeightKind, WideProductsKind,
+    ActivationKind, AttentionKind, ExecutionKind, KvLayout, KvTypeKind, LinearKind, LoadingKind, Plan, PointwiseKind,
+    PrefillKind, PrefixReuse, ProductsKind, SamplerKind, SchedulerKind, StepLoopKind, TeamKind, WeightKind,
+    WideProductsKind,
 };
 
 /// A switch. Declaration order is application order.
@@ -54,8 +54,6 @@ pub enum Optimization {
     LibraryGemm,
     /// Activations of products of many rows in 8-bit floats.
     ActivationsFp8,
-    /// All layers of a step of one row in one kernel.
-    Megakernel,
     /// Steps recorded once and launched whole.
     CudaGraphs,
     /// The next step begins while one is under way.
@@ -68,7 +66,7 @@ pub enum Optimization {
 
 impl Optimization {
     /// Every optimization, in application order.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 22] = [
         Self::ContinuousBatching,
         Self::ChunkedPrefill,
         Self::PagedKv,
@@ -87,7 +85,6 @@ impl Optimization {
         Self::WgmmaLinear,
         Self::LibraryGemm,
         Self::ActivationsFp8,
-        Self::Megakernel,
         Self::CudaGraphs,
         Self::OverlappedScheduling,
         Self::PinnedPool,
@@ -320,22 +317,6 @@ impl Optimization {
                 source: "FP8 formats, arXiv 2209.05433; dynamic scales a row after vLLM",
                 ..Spec::MANY_ROWS
             },
-            Self::Megakernel => Spec {
-                name: "megakernel",
-                summary: "all layers of a step of one sequence in one kernel, where it is faster",
-                slot: Slot::Layers,
-                baseline: "a kernel an op",
-                saves: &[Saving::Time],
-                exactness: Exactness::Bitwise,
-                bound: None,
-                requires: &[Self::FusedOps],
-                conflicts: &[],
-                devices: Devices::Cuda,
-                in_all: true,
-                engages_when: "one sequence decodes, its context is short, and it was faster when the model was loaded",
-                counts: "tokens through it",
-                source: "Look Ma, No Bubbles, Hazy Research 2025; words with flags after NCCL's LL protocol",
-            },
             Self::CudaGraphs => Spec {
                 name: "cuda-graphs",
                 summary: "a decode step is recorded once for each size of batch and launched whole",
@@ -462,7 +443,6 @@ impl Optimization {
             Self::WgmmaLinear => plan.wide_products = WideProductsKind::Wgmma,
             Self::LibraryGemm => plan.products = ProductsKind::Library,
             Self::ActivationsFp8 => plan.activations = ActivationKind::Fp8,
-            Self::Megakernel => plan.layers = LayersKind::Megakernel,
             Self::CudaGraphs => plan.execution = ExecutionKind::Graphs,
             Self::OverlappedScheduling => plan.step_loop = StepLoopKind::Overlapped,
             Self::PinnedPool => plan.team = TeamKind::Pinned,

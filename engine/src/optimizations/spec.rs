@@ -122,8 +122,6 @@ pub enum Slot {
     WideProducts,
     /// What products of many rows read their inputs as.
     ActivationType,
-    /// How the layers of a step of one row are computed on a GPU.
-    Layers,
     /// How the ops of a step are started.
     Execution,
     /// When a step begins.
@@ -151,7 +149,6 @@ impl fmt::Display for Slot {
             Self::Products => "large products",
             Self::WideProducts => "wide products",
             Self::ActivationType => "activation type",
-            Self::Layers => "layers",
             Self::Execution => "execution",
             Self::StepLoop => "step loop",
             Self::Loading => "loading",

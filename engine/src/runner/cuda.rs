@@ -3,8 +3,6 @@
 //! A step whose tokens the device chooses is only put on the stream; the next one may follow before the host waits for it.
 //! So there are two of whatever the host writes or reads.
 
-mod timing;
-
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +18,7 @@ use crate::error::EngineError;
 use crate::kv_cache::BlockCopy;
 use crate::model::{CudaDecoder, StepAddresses, Workspace};
 use crate::optimizations::Optimization;
-use crate::plan::{ExecutionKind, LayersKind, Plan, SamplerKind};
+use crate::plan::{ExecutionKind, Plan, SamplerKind};
 
 const TABLES: (&str, &str) = ("the tables of a step", "--max-num-seqs or --max-model-len");
 const LOGITS: (&str, &str) = ("the logits", "--max-num-seqs");
@@ -129,7 +127,7 @@ impl CudaRunner {
         let rows = limits.max_logit_rows();
         let logits = DeviceBuffer::zeroed(&gpu, rows * vocab_size, LOGITS)?;
         model.time_products(&workspace, &logits)?;
-        let mut runner = Self {
+        Ok(Self {
             graphs: HashMap::new(),
             kv,
             workspace,
@@ -149,11 +147,7 @@ impl CudaRunner {
             num_collected: 0,
             idle: DeviceIdle::default(),
             model,
-        };
-        if plan.layers == LayersKind::Megakernel {
-            runner.time_megakernel()?;
-        }
-        Ok(runner)
+        })
     }
 
     fn copy_blocks(&self, copies: &[BlockCopy]) -> Result<(), EngineError> {
@@ -406,9 +400,6 @@ impl CudaRunner {
         staging.copy_to(self.tables.all(), shape.layout().len)?;
         if self.launch(&shape)? {
             engagement.add_all(&[Optimization::CudaGraphs], input);
-        }
-        if self.model.megakernel(&shape).is_some() {
-            engagement.add_all(&[Optimization::Megakernel], input);
         }
         if let Some(optimization) = self.model.products(shape.num_rows).optimization() {
             engagement.add_all(&[optimization], input);

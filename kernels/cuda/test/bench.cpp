@@ -227,7 +227,6 @@ struct Step {
     ids.put(id), positions.put(p), slots.put(slot), lens.put(len), cu.put(starts);
   }
 
-  ~Step() { CK(aisp_megakernel_destroy(mega)); }
   aisp_rope rope() { return {m.cos.ptr, m.sin.ptr, AISP_ROPE_NEOX, nullptr, nullptr, 1e-5f}; }
   void attend(int l) {
     const aisp_kv_layer layer = pools[l].view();
@@ -235,7 +234,8 @@ struct Step {
     const int rows = (int)ids.count;
     const float scale = 1 / std::sqrt((float)m.s.dim);
     static const bool apart = std::getenv("APART") != nullptr;
-    const aisp_decode_args decode = {q.ptr, attention.ptr, tables.ptr, max_blocks, lens.ptr, batch, m.s.heads, context, 0, scale, workspace.ptr};
+    const bool small = m.o[l].format != AISP_BF16 && m.o[l].format != AISP_FP8 && m.o[l].bytes() < (1 << 20);
+    const aisp_decode_args decode = {q.ptr, attention.ptr, tables.ptr, max_blocks, lens.ptr, batch, m.s.heads, context, 0, scale, workspace.ptr, small};
     if (rows == batch && !apart) {
       CK(aisp_rope_decode_attention(CTX, qkv.ptr, &turn, positions.ptr, slots.ptr, &layer, &decode, STREAM));
       return;
@@ -257,27 +257,11 @@ struct Step {
     if (next) args.next_norm_weight = m.norm.ptr, args.next_x = x.ptr, args.next_sumsq = sumsq.ptr;
     CK(product(CTX, &view, &args, STREAM));
   }
-  aisp_megakernel *mega = nullptr;
-  // Makes the kernel of all layers; false where there is none for the shape.
-  bool make_mega() {
-    std::vector<aisp_decoder_layer> layers;
-    for (int l = 0; l < m.s.layers; l++) {
-      const aisp_kv_layer kv = pools[l].view();
-      layers.push_back({m.qkv[l].view(), m.o[l].view(), m.gate_up[l].view(), m.down[l].view(), nullptr, m.norm.ptr, m.norm.ptr, nullptr, nullptr, kv.k, kv.v,
-                        kv.k_scales, kv.v_scales});
-    }
-    const aisp_decoder decoder = {m.s.layers, m.s.heads, context, 0, 1 / std::sqrt((float)m.s.dim), 1e-5f, rope(), pools[0].view()};
-    return aisp_megakernel_create(CTX, &decoder, layers.data(), &mega) == 0;
-  }
-  // All linears our own, norms folded into them; layers one by one, or all in one kernel.
-  void fused(bool whole = false) {
+  // All linears our own, norms folded into them.
+  void fused() {
     const aisp_weight table = m.s.tied ? m.head.view() : m.embed.view();
     CK(aisp_embedding(CTX, &table, ids.ptr, nullptr, 0, (int)ids.count, residual.ptr, m.norm.ptr, x.ptr, sumsq.ptr, STREAM));
-    if (whole) {
-      const aisp_megakernel_args args = {residual.ptr, x.ptr, sumsq.ptr, positions.ptr, slots.ptr, tables.ptr, lens.ptr};
-      CK(aisp_megakernel_run(CTX, mega, &args, STREAM));
-    }
-    for (int l = 0; l < (whole ? 0 : m.s.layers); l++) {
+    for (int l = 0; l < m.s.layers; l++) {
       linear(m.qkv[l], x.ptr, AISP_OUT_F32, qkv.ptr, true, false);
       attend(l);
       linear(m.o[l], attention.ptr, AISP_OUT_RESIDUAL, residual.ptr, false, true);
@@ -349,11 +333,6 @@ static void bench_step() {
             ms = time_graph([&] { step.fused(); }, 9, &nodes) / 1000;
             std::printf("%s %s batch %d context %d: %s %.3f ms, floor %.3f, share %.2f, %zu nodes, KV %.2f GB\n", shape.name, format_name.c_str(),
                         batch, context, wide ? "wide" : "few rows", ms, floor_ms, floor_ms / ms, nodes, kv_bytes / 1e9);
-          }
-          if (batch == 1 && step.make_mega()) {
-            ms = time_graph([&] { step.fused(true); }, 9, &nodes) / 1000;
-            std::printf("%s %s batch %d context %d: megakernel %.3f ms, floor %.3f, share %.2f, %zu nodes\n", shape.name, format_name.c_str(), batch,
-                        context, ms, floor_ms, floor_ms / ms, nodes);
           }
           if (format_name == "bf16" && batch > 8 && aisp_ctx_has_cublaslt(CTX)) {
             step.tune();

@@ -1002,7 +1002,6 @@ static void check_gemm() {
         }
 }
 
-void check_megakernel(const aisp_ctx *ctx, uint64_t seed); // check_megakernel.cpp
 
 int main(int argc, char **argv) {
   aisp_device_info info;
@@ -1014,8 +1013,7 @@ int main(int argc, char **argv) {
   if (const char *seed = std::getenv("SEED")) SEED = std::strtoull(seed, nullptr, 10);
   const std::pair<const char *, void (*)()> groups[] = {{"weights", check_weights}, {"linear", check_linear}, {"wide", check_wide}, {"pointwise", check_pointwise},
                                                         {"rope", check_rope},       {"decode", check_decode}, {"prefill", check_prefill},
-                                                        {"sampling", check_sampling}, {"gemm", check_gemm},
-                                                        {"mega", [] { check_megakernel(CTX, SEED); }}};
+                                                        {"sampling", check_sampling}, {"gemm", check_gemm}};
   for (auto [name, run] : groups) {
     if (argc > 1 && !std::strstr(argv[1], name)) continue;
     const int failed = FAILED, passed = PASSED;

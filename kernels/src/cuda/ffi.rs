@@ -21,12 +21,6 @@ pub struct Gemm {
     _private: [u8; 0],
 }
 
-/// Opaque.
-#[repr(C)]
-pub struct Megakernel {
-    _private: [u8; 0],
-}
-
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct DeviceInfo {
@@ -123,49 +117,6 @@ pub struct Rope {
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct DecoderLayer {
-    pub qkv: Weight,
-    pub o: Weight,
-    pub gate_up: Weight,
-    pub down: Weight,
-    pub qkv_bias: *const f32,
-    pub post_attention_norm: *const f32,
-    pub next_norm: *const f32,
-    pub q_norm: *const f32,
-    pub k_norm: *const f32,
-    pub k: *mut c_void,
-    pub v: *mut c_void,
-    pub k_scales: *mut c_void,
-    pub v_scales: *mut c_void,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Decoder {
-    pub num_layers: i32,
-    pub num_heads: i32,
-    pub max_context_len: i32,
-    pub sliding_window: i32,
-    pub scale: f32,
-    pub eps: f32,
-    pub rope: Rope,
-    pub kv: KvLayer,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct MegakernelArgs {
-    pub residual: *mut f32,
-    pub x: *mut c_void,
-    pub sumsq: *mut f32,
-    pub positions: *const i32,
-    pub slot_mapping: *const i32,
-    pub block_tables: *const i32,
-    pub context_lens: *const i32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
 pub struct DecodeArgs {
     pub q: *mut c_void,
     pub out: *mut c_void,
@@ -178,6 +129,7 @@ pub struct DecodeArgs {
     pub sliding_window: i32,
     pub scale: f32,
     pub workspace: *mut c_void,
+    pub next_is_small: i32,
 }
 
 #[repr(C)]
@@ -377,19 +329,6 @@ unsafe extern "C" {
         ctx: *const Ctx,
         kv: *const KvLayer,
         args: *const PrefillArgs,
-        stream: Stream,
-    ) -> c_int;
-    pub fn aisp_megakernel_create(
-        ctx: *const Ctx,
-        decoder: *const Decoder,
-        layers: *const DecoderLayer,
-        out: *mut *mut Megakernel,
-    ) -> c_int;
-    pub fn aisp_megakernel_destroy(mega: *mut Megakernel) -> c_int;
-    pub fn aisp_megakernel_run(
-        ctx: *const Ctx,
-        mega: *const Megakernel,
-        args: *const MegakernelArgs,
         stream: Stream,
     ) -> c_int;
     pub fn aisp_copy_blocks(

@@ -60,6 +60,8 @@ pub struct DecodeAttention<'a> {
     pub sliding_window: Option<usize>,
     /// [`decode_workspace_bytes`].
     pub workspace: DeviceSlice<'a, u8>,
+    /// The next kernel moves few bytes, so that it may be launched at once.
+    pub next_is_small: bool,
 }
 
 const DECODE_OP: &str = "decode attention";
@@ -82,6 +84,7 @@ impl DecodeAttention<'_> {
             sliding_window: window(self.sliding_window),
             scale: 1.0 / (head_dim as f32).sqrt(),
             workspace: self.workspace.at_least(OP, "workspace", workspace)?.cast(),
+            next_is_small: i32::from(self.next_is_small),
         })
     }
 }

@@ -18,6 +18,9 @@ use crate::linear::LinearWork;
 
 const WEIGHTS: (&str, &str) = ("a weight matrix", "the model, or choose weights-fp8 or weights-int4");
 
+/// A quarter of a microsecond of the memory's time.
+const SMALL_BYTES: u64 = 1 << 20;
+
 /// Rows that one thread packs at a time.
 const PACK_ROWS: usize = 64;
 
@@ -206,6 +209,13 @@ impl DeviceWeight {
     /// Bytes on the device.
     pub fn num_bytes(&self) -> u64 {
         (self.data.len() + self.scales.len()) as u64
+    }
+
+    /// Whether its product moves so few bytes that its first copies hold nobody up. Kernels over bf16 and fp8 are not meant:
+    /// they let their successors start early themselves.
+    pub fn is_small(&self) -> bool {
+        let packed = !matches!(self.format, WeightFormat::Bf16 | WeightFormat::Fp8);
+        packed && self.num_bytes() <= SMALL_BYTES
     }
 
     /// What a product with it reads and computes at least. Every format is multiplied in bf16, unless x
