@@ -44,10 +44,6 @@ impl SwitchLab {
                 | Slot::StepLoop,
                 DeviceKind::Cuda,
             ) => &[Optimization::FusedOps, Optimization::CudaGraphs, Optimization::FastSampler],
-            // Where it is faster, over weights of few bytes.
-            (_, Slot::Layers, DeviceKind::Cuda) => {
-                &[Optimization::FusedOps, Optimization::CudaGraphs, Optimization::FastSampler, Optimization::WeightsFp8]
-            }
             (_, _, _) => &[Optimization::FastSampler],
         };
         let with = Selection::closed_on(device, kernels.iter().copied().chain([self.0]));
@@ -84,7 +80,7 @@ impl Lab for SwitchLab {
         if self.0.spec().slot == Slot::Loading {
             return Ok(Box::new(StartExperiment::new(context, self.0)?));
         }
-        let dense_weights = matches!(self.0.spec().slot, Slot::WeightType | Slot::ActivationType | Slot::Layers);
+        let dense_weights = matches!(self.0.spec().slot, Slot::WeightType | Slot::ActivationType);
         // Steps so small that prompts do not fit into one: else there is nothing to cut.
         let max_num_batched_tokens = if self.0.spec().slot == Slot::Prefill { 64 } else { 2048 };
         let common_beginning = self.0.spec().slot == Slot::PrefixReuse;
@@ -99,27 +95,10 @@ impl Lab for SwitchLab {
                 self.arms(context.device.kind()),
             )?));
         }
-        if self.0.spec().slot == Slot::Layers {
-            let settings = EngineSettings { dense_weights, max_num_seqs: 1, ..EngineSettings::default() };
-            let arms = self.arms(context.device.kind());
-            return Ok(Box::new(EngineExperiment::new(context, one_by_one, settings, arms)?));
-        }
         let settings =
             EngineSettings { dense_weights, common_beginning, max_num_batched_tokens, ..EngineSettings::default() };
         let experiment = EngineExperiment::new(context, mixed_requests, settings, self.arms(context.device.kind()))?;
         Ok(Box::new(experiment))
-    }
-}
-
-/// Answers of which one at a time is computed.
-fn one_by_one(_num_parameters: u64) -> RequestMix {
-    RequestMix {
-        num_requests: 4,
-        max_prompt_tokens: 32,
-        max_answer_tokens: 192,
-        answers: Answers::Spread,
-        arrivals_per_step: 64,
-        allowed_tokens: None,
     }
 }
 
