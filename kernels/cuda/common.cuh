@@ -44,33 +44,38 @@ int prepare_attention(const aisp_ctx *ctx);
 int prepare_gemm(aisp_ctx *ctx);
 void release_gemm(aisp_ctx *ctx);
 
+struct Launch {
+  dim3 grid, block;
+  size_t shared_bytes = 0;
+  int cluster = 1;          // blocks along x that share a cluster (sm_90 and newer)
+  // The L1 gives shared memory all that it can. A multiprocessor changes this share only when it is empty, so that a kernel of
+  // another share cannot start beside its predecessor: short ones in a row should agree.
+  bool most_shared = false;
+};
 // Launches with the programmatic attribute when the context asks for it: the kernel may then start while its
-// predecessor drains, and must call pdl_wait() before it reads what that one wrote. `cluster`: blocks along x that share
-// a cluster (sm_90 and newer), 1 elsewhere.
+// predecessor drains, and must call pdl_wait() before it reads what that one wrote.
 template <typename... P, typename... A>
-int launch_cluster(const aisp_ctx *ctx, int cluster, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-                   aisp_stream stream, A &&...args) {
+int launch_as(const aisp_ctx *ctx, const Launch &as, void (*kernel)(P...), aisp_stream stream, A &&...args) {
   cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = shared_bytes;
+  config.gridDim = as.grid;
+  config.blockDim = as.block;
+  config.dynamicSmemBytes = as.shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
-  cudaLaunchAttribute attributes[2] = {};
-  if (ctx->pdl) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (cluster > 1) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs++].val.clusterDim = {(unsigned)cluster, 1, 1};
-  }
+  cudaLaunchAttribute attributes[3] = {};
+  auto add = [&](cudaLaunchAttributeID id) -> cudaLaunchAttributeValue & {
+    attributes[config.numAttrs].id = id;
+    return attributes[config.numAttrs++].val;
+  };
+  if (ctx->pdl) add(cudaLaunchAttributeProgrammaticStreamSerialization).programmaticStreamSerializationAllowed = 1;
+  if (as.cluster > 1) add(cudaLaunchAttributeClusterDimension).clusterDim = {(unsigned)as.cluster, 1, 1};
+  if (as.most_shared) add(cudaLaunchAttributePreferredSharedMemoryCarveout).sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
   config.attrs = attributes;
   return cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
 }
 template <typename... P, typename... A>
 int launch(const aisp_ctx *ctx, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, aisp_stream stream,
            A &&...args) {
-  return launch_cluster(ctx, 1, kernel, grid, block, shared_bytes, stream, static_cast<P>(args)...);
+  return launch_as(ctx, {grid, block, shared_bytes}, kernel, stream, static_cast<P>(args)...);
 }
 
 // Whether a kernel that only sm_90a has code for is there: made from PTX, for another architecture, it has an empty body.

@@ -146,8 +146,7 @@ __global__ void __launch_bounds__(WARPS * 32) rope_decode_attention_kernel(const
 
 template <int D, int KV, int NT, int RING>
 int raise_limit_of() {
-  return cudaFuncSetAttribute(decode_attention_kernel<D, KV, NT, RING>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              shared_bytes<D, KV, NT, RING>());
+  return cudaFuncSetAttribute(decode_attention_kernel<D, KV, NT, RING>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<D, KV, NT, RING>());
 }
 template <int D, int KV, int NT>
 int raise_limit() {
@@ -206,8 +205,7 @@ template <int D, int KV>
 int raise_turning_limit() {
   if (int code = cudaFuncSetAttribute(rope_decode_attention_kernel<D, KV, 2>, cudaFuncAttributeMaxDynamicSharedMemorySize, turning_bytes<D, KV, 2>))
     return code;
-  return cudaFuncSetAttribute(rope_decode_attention_kernel<D, KV, 4>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              turning_bytes<D, KV, 4> + (int)sizeof(Gathered<D, 1>));
+  return cudaFuncSetAttribute(rope_decode_attention_kernel<D, KV, 4>, cudaFuncAttributeMaxDynamicSharedMemorySize, turning_bytes<D, KV, 4> + (int)sizeof(Gathered<D, 1>));
 }
 template <int D, int KV>
 int start_turning(const aisp_ctx *ctx, const Call &call, Heads heads, aisp_stream stream) {
@@ -215,7 +213,8 @@ int start_turning(const aisp_ctx *ctx, const Call &call, Heads heads, aisp_strea
   if (are_few(ctx, grid) && turning_bytes<D, KV, 4> <= ctx->shared_bytes_per_block) {
     heads.clustered = ctx->compute_capability >= 90 && grid.x > 1 && grid.x <= MAX_CLUSTER;
     const size_t bytes = turning_bytes<D, KV, 4> + (heads.clustered ? sizeof(Gathered<D, 1>) : 0);
-    return launch_cluster(ctx, heads.clustered ? (int)grid.x : 1, rope_decode_attention_kernel<D, KV, 4>, grid, WARPS * 32, bytes, stream, call, heads);
+    const Launch as = {grid, WARPS * 32, bytes, heads.clustered ? (int)grid.x : 1, call.args.next_is_small != 0};
+    return launch_as(ctx, as, rope_decode_attention_kernel<D, KV, 4>, stream, call, heads);
   }
   return launch(ctx, rope_decode_attention_kernel<D, KV, 2>, grid, WARPS * 32, turning_bytes<D, KV, 2>, stream, call, heads);
 }

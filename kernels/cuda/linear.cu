@@ -162,8 +162,10 @@ int start(const aisp_ctx *ctx, const Tiles &tiles, float tensor_scale, const ais
   const int places = ctx->sm_count * (NT == 1 ? 2 : 1);
   // Rows of W may be padded to whole stages where those of x are not: what lies behind x need not even be a number.
   const bool whole = tiles.row_bytes % Format<F>::ROW_BYTES == 0 && tiles.k % Format<F>::STAGE_K == 0;
-  return launch(ctx, whole ? linear_kernel<F, MT, NT, KIB, true> : linear_kernel<F, MT, NT, KIB, false>,
-                groups < places ? groups : places, WARPS * 32, shared_bytes<F, MT, NT, KIB>(), stream, tiles, tensor_scale, args);
+  // Of small matrices, whose kernels follow each other fast; others gain more from an L1 that holds x.
+  const bool most_shared = tiles.n * tiles.row_bytes <= 4 << 20;
+  const Launch as = {groups < places ? groups : places, WARPS * 32, shared_bytes<F, MT, NT, KIB>(), 1, most_shared};
+  return launch_as(ctx, as, whole ? linear_kernel<F, MT, NT, KIB, true> : linear_kernel<F, MT, NT, KIB, false>, stream, tiles, tensor_scale, args);
 }
 
 // Two tiles at once halve the reads of x, where that leaves no multiprocessor idle longer.

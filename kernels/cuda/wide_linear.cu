@@ -366,7 +366,7 @@ int start_wide(const aisp_ctx *ctx, int splits, const Tiles &tiles, float tensor
   if (int code = make_map(ctx, &x_map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, args.x, x_sizes, x_strides, x_box, CU_TENSOR_MAP_SWIZZLE_128B))
     return code;
   const dim3 grid(splits, (unsigned)ceil_div(args.num_rows, BN), (unsigned)ceil_div(tiles.num_tiles, B::BM / 16));
-  return launch_cluster(ctx, splits, wide_kernel<F, GROUPS, BN>, grid, B::THREADS, B::SHARED, stream, w_map, x_map, tiles, tensor_scale, args);
+  return launch_as(ctx, {grid, B::THREADS, B::SHARED, splits}, wide_kernel<F, GROUPS, BN>, stream, w_map, x_map, tiles, tensor_scale, args);
 }
 
 // Clocks that a call is expected to take, by what binds a multiprocessor. Rates fit what was timed on an H200 over the

@@ -194,7 +194,7 @@ static int kv_format_named(const std::string &name) { return name == "fp4" ? AIS
 // What a step works on.
 struct Step {
   Model &m;
-  int batch, context;
+  int batch, context, max_context; // as the engine records steps: for contexts up to 1024 at once
   Device<float> residual, qkv, logits, sumsq;
   Device<aisp_bf16> x, q, attention, gated, delta, gate_up;
   Device<int32_t> ids, positions, slots, lens, tables, cu;
@@ -204,11 +204,11 @@ struct Step {
   Plans plans;
 
   Step(Model &model, int rows, int batch, int context, int kv_format = AISP_KV_BF16)
-      : m(model), batch(batch), context(context), residual((size_t)rows * m.s.hidden), qkv((size_t)rows * (m.s.heads + 2 * m.s.kvh) * m.s.dim),
+      : m(model), batch(batch), context(context), max_context(std::max(context, 1024)), residual((size_t)rows * m.s.hidden), qkv((size_t)rows * (m.s.heads + 2 * m.s.kvh) * m.s.dim),
         logits((size_t)std::min(rows, 256) * m.s.vocab), sumsq((size_t)rows * m.s.hidden / 16), x((size_t)rows * m.s.hidden),
         q((size_t)rows * m.s.heads * m.s.dim), attention(q.count), gated((size_t)rows * m.s.inner), delta(x.count), gate_up((size_t)rows * 2 * m.s.inner),
         ids(rows), positions(rows), slots(rows), lens(batch), cu(batch + 1),
-        workspace(aisp_decode_workspace_bytes(batch, m.s.heads, m.s.dim, context + 16)), argmax_space(aisp_argmax_workspace_bytes(batch)),
+        workspace(aisp_decode_workspace_bytes(batch, m.s.heads, m.s.dim, max_context)), argmax_space(aisp_argmax_workspace_bytes(batch)),
         gemm_space(32 << 20), max_blocks(context / 16 + 2) {
     CK(aisp_memset(workspace.ptr, 0, workspace.count, STREAM));
     std::vector<int32_t> t((size_t)batch * max_blocks);
@@ -235,7 +235,7 @@ struct Step {
     const float scale = 1 / std::sqrt((float)m.s.dim);
     static const bool apart = std::getenv("APART") != nullptr;
     const bool small = m.o[l].format != AISP_BF16 && m.o[l].format != AISP_FP8 && m.o[l].bytes() < (1 << 20);
-    const aisp_decode_args decode = {q.ptr, attention.ptr, tables.ptr, max_blocks, lens.ptr, batch, m.s.heads, context, 0, scale, workspace.ptr, small};
+    const aisp_decode_args decode = {q.ptr, attention.ptr, tables.ptr, max_blocks, lens.ptr, batch, m.s.heads, max_context, 0, scale, workspace.ptr, small};
     if (rows == batch && !apart) {
       CK(aisp_rope_decode_attention(CTX, qkv.ptr, &turn, positions.ptr, slots.ptr, &layer, &decode, STREAM));
       return;

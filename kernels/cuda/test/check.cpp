@@ -580,7 +580,7 @@ static void check_rope_decode(const DecodeCase &c, Pool &pool, const std::vector
     pool.dk.put(k), pool.dv.put(v), pool.dks.put(ks), pool.dvs.put(vs);
     q.poison(), out.poison();
     aisp_decode_args args = {q.ptr + s * row, out.ptr + s * row, pool.dtables.ptr + (size_t)s * pool.max_blocks, pool.max_blocks, dlens.ptr + s, count,
-                             c.heads, most, c.window, 1 / std::sqrt((float)c.dim), workspace};
+                             c.heads, most, c.window, 1 / std::sqrt((float)c.dim), workspace, count == 1};
     const float *from = qkv.ptr + (size_t)s * width;
     if (whole) {
       CK(aisp_rope_decode_attention(CTX, from, &rope, dpositions.ptr + s, dslots.ptr + s, &kv, &args, STREAM));
