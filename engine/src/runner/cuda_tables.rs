@@ -10,8 +10,8 @@ use crate::kv_cache::{BLOCK_SIZE, KvPlacement};
 /// Tables start at multiples of this many values: 16 bytes.
 const ALIGNMENT: usize = 4;
 
-/// Contexts up to this many tokens share a recorded step; each next class is four times as long.
-const FIRST_CONTEXT: usize = 1024;
+/// Contexts up to this many tokens, one split of attention, share a recorded step; each next class is four times as long.
+const FIRST_CONTEXT: usize = 256;
 
 /// Batches up to this size have a recorded step of their own; larger ones are filled up to a power of two.
 const EXACT_ROWS: usize = 8;
@@ -319,8 +319,8 @@ mod tests {
     fn buckets_are_exact_then_powers_of_two() {
         let buckets: Vec<usize> = [1, 2, 7, 8, 9, 16, 17, 100, 256].map(rows_bucket).into();
         assert_eq!(buckets, [1, 2, 7, 8, 16, 16, 32, 128, 256]);
-        let contexts: Vec<usize> = [1, 1024, 1025, 5000].map(|len| context_bucket(len, 10_000)).into();
-        assert_eq!(contexts, [1024, 1024, 4096, 10_000]);
+        let contexts: Vec<usize> = [1, 256, 257, 1025, 5000].map(|len| context_bucket(len, 10_000)).into();
+        assert_eq!(contexts, [256, 256, 1024, 4096, 10_000]);
         assert_eq!(context_bucket(1, 100), 112);
     }
 
