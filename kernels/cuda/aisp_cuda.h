@@ -177,8 +177,8 @@ typedef struct {
 
 // Rows that aisp_linear takes in one call; kernels exist for up to 8, 16, 32 and 64.
 #define AISP_LINEAR_MAX_ROWS 64
-// With AISP_CTX_PDL, weights are read while the kernel launched just before still runs, so that one must not write them:
-// wait for the stream once after loading.
+// With AISP_CTX_PDL, weights, norms, biases and row_ids are read while kernels launched before still run, which must not write
+// them: wait for the stream once after loading.
 // Weight bytes are read once; 1..64 rows; every format. N is a multiple of 16 (32 for SILU_MUL).
 // Order of sums: K is cut in 8 slices at multiples of 256 (bf16: 128); each slice is summed in order by f32 tensor-core
 // accumulation over K; slices are added in order. It does not depend on T.
