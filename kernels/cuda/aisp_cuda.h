@@ -270,9 +270,9 @@ int aisp_rope_store(const aisp_ctx *ctx, const void *qkv, int32_t qkv_format, co
 // A sequence with context_lens 0 (padding of a bucket) gives zeros. block_tables i32 [S, max_blocks].
 // Splits are AISP_SPLIT_SIZE positions, aligned to absolute positions, added in order: batch-invariant.
 // `max_context_len` is the largest context the grid must cover (a graph captures it: use the bucket's limit);
-// splits beyond a sequence's context leave at once. With AISP_CTX_PDL, tables (block_tables, context_lens, positions, slots)
+// splits beyond a sequence's context leave at once. With AISP_CTX_PDL, tables (block_tables, context_lens, positions, slots, those of rope)
 // are read while kernels launched before still run, and so are all blocks before the newest position's: since the last
-// aisp_embedding, which lets its successors start only when all before it are done, they may write the newest position alone.
+// aisp_embedding, which lets its successors start only when all before it are done, they may write the newest position of these sequences alone.
 // Workspace: aisp_decode_workspace_bytes, zeroed once before first use.
 #define AISP_SPLIT_SIZE 256
 typedef struct {

@@ -179,7 +179,8 @@ __device__ inline void pdl_wait() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-// Lets the next kernel start. Called after pdl_wait(), so at most two kernels of the chain run at once.
+// Lets the next kernel start. The first kernel of a step calls it after pdl_wait(), so that none of the step starts before; others
+// may call it before, and then several of the chain wait at once.
 __device__ inline void pdl_launch() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

@@ -4,12 +4,13 @@
 //            them, each block turns the queries that it needs, and the last of a context stores the newest K and V.
 // Shapes     q, out [S, NH, D]; pool by aisp_kv_layer; D in {32, 64, 96, 128, 256}; any NH / KVH.
 // Alignment  16 bytes.
-// Bytes      K and V of the context once; q, out; with more than one split, (D + 2) floats a split and head.
+// Bytes      K and V of the context once; q, out; with more than one split, (D + 2) floats a split and head, unless they meet in a cluster.
 // Launch     grid (splits of the longest context, KVH, S), 4 warps; a split beyond a context leaves at once. A warp owns
-//            64 of the split's 256 positions and walks its 4 blocks through a private ring of two stages in shared memory.
+//            64 of the split's 256 positions and walks its 4 blocks through a private ring of two stages in shared memory,
+//            or where few blocks run has all four there at once.
 //            S^T = K Q^T and O^T = V^T P^T, so that positions and dimensions fill the tensor cores' 16 rows and heads
-//            their 8 columns. fp8 is widened to bf16 in shared memory and its scales meet scores and weights; fp4 is
-//            widened in registers, code times scale rounded to bf16.
+//            their 8 columns. fp8 and fp4 are widened in registers; scales of fp8 meet scores and weights, those of fp4
+//            the codes, rounded to bf16.
 // Sums       scores over D by mma in f32; a block's 16 positions by mma; blocks of a warp in order with a running maximum;
 //            warps in order; splits in order by whichever block comes last, or by the first of their cluster. Nothing
 //            depends on the batch.
@@ -201,18 +202,26 @@ bool are_turned(const aisp_ctx *ctx, const Call &call) {
          (call.kv.kv_format == AISP_KV_BF16 || call.max_splits == 1 || are_few(ctx, grid));
 }
 
+// Shared memory of a block of a cluster, and whether a card has so much beside what the kernel declares itself.
+template <int D, int KV>
+constexpr int clustered_bytes = turning_bytes<D, KV, 4> + (int)sizeof(Gathered<D, 1>);
+bool has_shared(const aisp_ctx *ctx, int bytes) { return bytes + (int)sizeof(Meet<1>) <= ctx->shared_bytes_per_block; }
+
 template <int D, int KV>
 int raise_turning_limit() {
-  if (int code = cudaFuncSetAttribute(rope_decode_attention_kernel<D, KV, 2>, cudaFuncAttributeMaxDynamicSharedMemorySize, turning_bytes<D, KV, 2>))
-    return code;
-  return cudaFuncSetAttribute(rope_decode_attention_kernel<D, KV, 4>, cudaFuncAttributeMaxDynamicSharedMemorySize, turning_bytes<D, KV, 4> + (int)sizeof(Gathered<D, 1>));
+  auto raise = [](auto kernel, int bytes) { return (int)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes); };
+  if (int code = raise(rope_decode_attention_kernel<D, KV, 2>, turning_bytes<D, KV, 2>)) return code;
+  const int code = raise(rope_decode_attention_kernel<D, KV, 4>, clustered_bytes<D, KV>);
+  if (code != cudaErrorInvalidValue) return code;
+  cudaGetLastError(); // the card has too little for a cluster's blocks
+  return raise(rope_decode_attention_kernel<D, KV, 4>, turning_bytes<D, KV, 4>);
 }
 template <int D, int KV>
 int start_turning(const aisp_ctx *ctx, const Call &call, Heads heads, aisp_stream stream) {
   const dim3 grid(call.max_splits, call.kv.num_kv_heads, call.args.num_seqs);
-  if (are_few(ctx, grid) && turning_bytes<D, KV, 4> <= ctx->shared_bytes_per_block) {
-    heads.clustered = ctx->compute_capability >= 90 && grid.x > 1 && grid.x <= MAX_CLUSTER;
-    const size_t bytes = turning_bytes<D, KV, 4> + (heads.clustered ? sizeof(Gathered<D, 1>) : 0);
+  if (are_few(ctx, grid) && has_shared(ctx, turning_bytes<D, KV, 4>)) {
+    heads.clustered = ctx->compute_capability >= 90 && grid.x > 1 && grid.x <= MAX_CLUSTER && has_shared(ctx, clustered_bytes<D, KV>);
+    const size_t bytes = heads.clustered ? clustered_bytes<D, KV> : turning_bytes<D, KV, 4>;
     const Launch as = {grid, WARPS * 32, bytes, heads.clustered ? (int)grid.x : 1, call.args.next_is_small != 0};
     return launch_as(ctx, as, rope_decode_attention_kernel<D, KV, 4>, stream, call, heads);
   }

@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(WARPS * 32, NT == 1 ? 2 : 1) linear_kernel(con
       for (int w = 1; w < WARPS; w++) z += all[w * OUTS + o];
       if (!ONE_EACH) ask_for(group, o), ask_residual(with);
       if constexpr (F == AISP_NVFP4) z *= tensor_scale;
-      if constexpr (F == AISP_FP8) z *= with.scale;
+      if constexpr (F == AISP_FP8) z = __fmul_rn(z, with.scale); // never one with a later sum
       if (args.x_sumsq) z *= row_scale[t];
       finish(args, tiles, group * MT + r / 16, r % 16, t, z, with);
       if (ONE_EACH) break;

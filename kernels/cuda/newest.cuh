@@ -11,6 +11,7 @@ template <int D, int KV>
 struct Newest {
   static constexpr int ROW = kv_row_bytes(KV, D), SCALES = kv_scale_bytes(KV, D); // as in the pool
   static constexpr int SCALES_ROOM = 16, ROOM = 2 * D + SCALES_ROOM;
+  static_assert(SCALES <= SCALES_ROOM);
   static constexpr int Q_STRIDE = D + 8; // in values: lanes that read neighbouring heads do not meet in a bank
   static constexpr int BYTES = MAX_GROUP * Q_STRIDE * 2 + 2 * D * 4 + 2 * ROOM;
 

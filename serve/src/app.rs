@@ -159,7 +159,11 @@ impl App {
         while !is_over() && Instant::now() < deadline {
             std::thread::sleep(POLL);
         }
-        is_over()
+        let is_over = is_over();
+        if !is_over {
+            *self.engine_thread.lock().unwrap_or_else(PoisonError::into_inner) = thread;
+        }
+        is_over
     }
 
     fn set_model(&self, engine: &Engine, handle: EngineHandle) {

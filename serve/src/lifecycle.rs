@@ -19,10 +19,10 @@ pub enum Phase {
     Serving,
     /// Requests under way are finished, new ones refused.
     Draining,
-    /// The engine stopped; the process is about to end.
-    Failed,
     /// Nobody is served any more: the engine gives back what it holds.
     Ended,
+    /// The engine stopped; the process is about to end.
+    Failed,
 }
 
 /// The current phase and the engine's heartbeat.
@@ -72,8 +72,8 @@ impl Lifecycle {
     pub fn ready(&self) -> Result<(), &'static str> {
         match self.phase() {
             Phase::Loading => Err("loading"),
-            Phase::Draining => Err("draining"),
-            Phase::Failed | Phase::Ended => Err("failed"),
+            Phase::Draining | Phase::Ended => Err("draining"),
+            Phase::Failed => Err("failed"),
             Phase::Serving => {
                 let beat = Duration::from_millis(self.heartbeat_ms.load(Ordering::Relaxed));
                 let age = self.started.elapsed().saturating_sub(beat);
