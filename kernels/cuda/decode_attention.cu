@@ -37,9 +37,16 @@ struct Block {
   __device__ const __nv_bfloat16 *query(int h) const {
     return reinterpret_cast<const __nv_bfloat16 *>(call.args.q) + first() + h * call.kv.head_dim;
   }
-  __device__ void sync() const { __syncthreads(); }
   __device__ void store(int i, uint32_t two) const { *reinterpret_cast<uint32_t *>(call.args.out + first() + i) = two; }
 };
+
+// What a block does whose split holds nothing of the context; of none at all, the first writes zeros.
+template <int D>
+__device__ inline void leave(const Block &block, int context, int split) {
+  block.newest_position();
+  if (context <= 0 && split == 0)
+    for (int i = threadIdx.x; i < block.call.group * (D / 2); i += WARPS * 32) block.store(2 * i, 0);
+}
 
 // Heads as the products left them.
 struct Heads {
@@ -108,12 +115,10 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
   const Splits splits = splits_of(call.args, context);
   Block block = {call, s, kv_head};
   if (context > 0 && split >= splits.begin && split < splits.end) {
-    attend_split<D, KV, NT, RING>(call, s, kv_head, split, context, splits, threadIdx.x, shared, &meet, block);
+    attend_split<D, KV, NT, RING>(call, s, kv_head, split, context, splits, shared, &meet, block);
     return;
   }
-  block.newest_position();
-  if (context <= 0 && split == 0)
-    for (int i = threadIdx.x; i < call.group * (D / 2); i += WARPS * 32) block.store(2 * i, 0);
+  leave<D>(block, context, split);
 }
 
 template <int D, int KV, int RING>
@@ -131,17 +136,14 @@ __global__ void __launch_bounds__(WARPS * 32) rope_decode_attention_kernel(const
   if (heads.clustered) cluster_arrive();
 #endif
   if (context <= 0 || split < splits.begin || split >= splits.end) {
-    const Block block = {call, s, kv_head};
-    block.newest_position();
-    if (context <= 0 && split == 0)
-      for (int i = threadIdx.x; i < call.group * (D / 2); i += WARPS * 32) block.store(2 * i, 0);
+    leave<D>({call, s, kv_head}, context, split);
     return;
   }
   const int slot = split == splits.end - 1 ? newest : -1;
   TurningBlock<D, KV> block = {{call, s, kv_head}, heads, slot, Turn(heads.rope, position, D / 2),
                                Newest<D, KV>(shared + shared_bytes<D, KV, 1, RING>()),
                                heads.clustered ? reinterpret_cast<Gathered<D, 1> *>(shared + turning_bytes<D, KV, RING>) : nullptr};
-  attend_split<D, KV, 1, RING>(call, s, kv_head, split, context, splits, threadIdx.x, shared, &meet, block);
+  attend_split<D, KV, 1, RING>(call, s, kv_head, split, context, splits, shared, &meet, block);
   if (slot >= 0 && threadIdx.x < 32) block.near.store(call.kv, kv_head, slot);
 }
 

@@ -36,7 +36,7 @@ struct Newest {
   }
   // To the pool.
   __device__ void store(const aisp_kv_layer &kv, int kv_head, int slot) const {
-    const int64_t at = ((int64_t)(slot / AISP_BLOCK_SIZE) * kv.num_kv_heads + kv_head) * AISP_BLOCK_SIZE + slot % AISP_BLOCK_SIZE;
+    const int64_t at = pool_row(kv, kv_head, slot);
     for (int is_v = 0; is_v < 2; is_v++) {
       const uint32_t from = shared_address(rows) + is_v * ROOM;
       auto *data = static_cast<uint8_t *>(is_v ? kv.v : kv.k) + at * ROW, *scales = static_cast<uint8_t *>(is_v ? kv.v_scales : kv.k_scales) + at * SCALES;

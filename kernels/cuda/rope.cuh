@@ -89,10 +89,15 @@ __device__ inline void store_fp4(const float *head, int dim, uint32_t *codes, ui
   if (lane % 2 == 0) scales[lane / 2] = (uint16_t)bits;
 }
 
+// The row of a slot of a kv head in a pool.
+__device__ inline int64_t pool_row(const aisp_kv_layer &kv, int kv_head, int slot) {
+  return ((int64_t)(slot / AISP_BLOCK_SIZE) * kv.num_kv_heads + kv_head) * AISP_BLOCK_SIZE + slot % AISP_BLOCK_SIZE;
+}
+
 // A K or V to its place in a pool of `kv_format`. `natural`: room for the head in f32, for fp4 alone.
 __device__ inline void store_kv(const Head &head, const aisp_kv_layer &kv, int kv_format, bool is_v, int kv_head, int slot, float *natural) {
   const int dim = 2 * head.pairs, lane = threadIdx.x & 31;
-  const int64_t at = ((int64_t)(slot / AISP_BLOCK_SIZE) * kv.num_kv_heads + kv_head) * AISP_BLOCK_SIZE + slot % AISP_BLOCK_SIZE;
+  const int64_t at = pool_row(kv, kv_head, slot);
   void *data = is_v ? kv.v : kv.k, *scales = is_v ? kv.v_scales : kv.k_scales;
   if (kv_format == AISP_KV_FP4) {
 #pragma unroll

@@ -125,7 +125,7 @@ pub fn decode_workspace_bytes(max_seqs: usize, num_heads: usize, head_dim: usize
 }
 
 /// The rope table and the norms before it.
-pub(super) fn raw_rope(
+fn raw_rope(
     op: &'static str,
     (rope, norms): (&Rope, Option<RopeNorms<'_>>),
     head_dim: usize,
@@ -143,7 +143,7 @@ pub(super) fn raw_rope(
     })
 }
 
-pub(super) fn window(sliding_window: Option<usize>) -> i32 {
+fn window(sliding_window: Option<usize>) -> i32 {
     sliding_window.map_or(0, |window| window.min(i32::MAX as usize) as i32)
 }
 
