@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(WARPS * 32, NT == 1 ? 2 : 1) linear_kernel(con
   if (!EARLY) pdl_launch();
 
   if (total > 0) ahead.begin(ks_begin, lane % 4);
-  if (ONE_EACH) ask_residual(with);
+  if (ONE_EACH) ask_residual(args, with);
   // The norm of a row: loaded now, needed when the first tile is done.
   float few_sums[2], squares = 0;
   const bool are_few = num_sums <= 64;
@@ -144,14 +144,14 @@ __global__ void __launch_bounds__(WARPS * 32, NT == 1 ? 2 : 1) linear_kernel(con
       float z = all[o];
 #pragma unroll
       for (int w = 1; w < WARPS; w++) z += all[w * OUTS + o];
-      if (!ONE_EACH) ask_for(group, o), ask_residual(with);
+      if (!ONE_EACH) ask_for(group, o), ask_residual(args, with);
       if constexpr (F == AISP_NVFP4) z *= tensor_scale;
       if constexpr (F == AISP_FP8) z = __fmul_rn(z, with.scale); // never one with a later sum
       if (args.x_sumsq) z *= row_scale[t];
-      finish(args, tiles, group * MT + r / 16, r % 16, t, z, with);
+      finish(args, r % 16, z, with);
       if (ONE_EACH) break;
     }
-    if (ONE_EACH && group + (int)gridDim.x < num_groups) ask_for(group + gridDim.x, threadIdx.x), ask_residual(with);
+    if (ONE_EACH && group + (int)gridDim.x < num_groups) ask_for(group + gridDim.x, threadIdx.x), ask_residual(args, with);
     buffer ^= 1;
   }
 }
@@ -228,6 +228,7 @@ extern "C" int aisp_linear(const aisp_ctx *ctx, const aisp_weight *w, const aisp
   if (!fits(*w, *args) || args->num_rows > AISP_LINEAR_MAX_ROWS)
     return cudaErrorInvalidValue;
   const Tiles tiles = tiles_of(*w, paired);
+  if (is_resident(ctx, tiles)) return resident_linear(ctx, w->format, tiles, w->tensor_scale, *args, stream);
   // Cards with less shared memory take the rows in parts.
   constexpr int FEW = 16, FEW_BYTES = 160 * 1024;
   if (args->num_rows > FEW && ctx->shared_bytes_per_block < FEW_BYTES) {

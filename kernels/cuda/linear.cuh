@@ -33,6 +33,14 @@ inline bool fits(const aisp_weight &w, const aisp_linear_args &args) {
 
 constexpr float NVFP4_LATER = 256.0f;
 
+// Matrices whose tiles all run at once, of few bytes and k: resident_linear.cu. The choice does not depend on the rows of x, so that
+// a row's bits do not.
+constexpr int MOST_RESIDENT_K = 2048, MOST_RESIDENT_BYTES = 6 << 20;
+inline bool is_resident(const aisp_ctx *ctx, const Tiles &tiles) {
+  return tiles.k <= MOST_RESIDENT_K && tiles.num_tiles <= 2 * ctx->sm_count && tiles.n * tiles.row_bytes <= MOST_RESIDENT_BYTES;
+}
+int resident_linear(const aisp_ctx *ctx, int format, const Tiles &tiles, float tensor_scale, const aisp_linear_args &args, aisp_stream stream);
+
 #ifdef __CUDACC__
 __device__ inline uint32_t w4_pair(uint32_t word, int i) {
   // 0x4300 is 128 in bf16, whose unit in the last place is 1: or-ing a code in adds it. Who multiplies takes the 128
@@ -58,63 +66,62 @@ __device__ inline uint32_t fp4_pair(uint32_t word, int i, uint32_t scale) {
   return fma_bf16x2((code & 0x00070007u) << 6 | (code & 0x00080008u) << 12, scale, 0x80008000u);
 }
 
-// What a value of row t, column n is finished with. They come from the L2, so they are asked for before the value is there:
-// what never changes in ask(), the residual in ask_residual().
+// What the value of row t, column n is finished with, and where it goes. It comes from the L2, so it is asked for before the value
+// is there: what never changes in ask(), the residual in ask_residual().
 struct Operands {
-  float scale = 1, added = 0, norm = 0; // added: the residual, or the bias where there is none
-  const float *residual = nullptr;
+  float scale = 1, bias = 0, norm = 0, residual = 0;
+  bool valid = false;
+  float *to = nullptr;               // of bf16, where the output is that
+  aisp_bf16 *next_x = nullptr;
+  float *next_sumsq = nullptr;       // of the tile
 };
 template <int F>
 __device__ inline Operands ask(const aisp_linear_args &args, const Tiles &tiles, int tile, int r, int t) {
   const int n = half_row(tiles, tile, r / 8) + r % 8;
   Operands with;
-  if (t >= args.num_rows || n >= tiles.n || tile >= tiles.num_tiles) return with;
+  with.valid = t < args.num_rows && n < tiles.n && tile < tiles.num_tiles;
+  if (!with.valid) return with;
   if constexpr (F == AISP_FP8) with.scale = reinterpret_cast<const float *>(tiles.scales)[n];
-  if (args.output == AISP_OUT_RESIDUAL) {
-    with.residual = static_cast<const float *>(args.out) + t * args.ldo + n;
-    if (args.next_norm_weight) with.norm = args.next_norm_weight[n];
-  } else if (args.bias) {
-    with.added = args.bias[n];
+  if (args.bias) with.bias = args.bias[n];
+  const int64_t at = t * args.ldo + n;
+  const bool half = args.output == AISP_OUT_BF16 || args.output == AISP_OUT_SILU_MUL;
+  with.to = reinterpret_cast<float *>(static_cast<uint8_t *>(args.out) + at * (half ? 2 : 4));
+  if (args.output == AISP_OUT_RESIDUAL && args.next_norm_weight) {
+    with.norm = args.next_norm_weight[n];
+    with.next_x = args.next_x + (int64_t)t * tiles.n + n;
+    with.next_sumsq = args.next_sumsq + (int64_t)t * (tiles.n / 16) + tile;
   }
   return with;
 }
-__device__ inline void ask_residual(Operands &with) {
-  if (with.residual) with.added = __ldcg(with.residual);
+__device__ inline void ask_residual(const aisp_linear_args &args, Operands &with) {
+  if (args.output == AISP_OUT_RESIDUAL && with.valid) with.residual = __ldcg(with.to);
 }
 
-// What becomes of the value, z. Half-warps hold 16 neighbouring columns of one row.
-__device__ inline void finish(const aisp_linear_args &args, const Tiles &tiles, int tile, int r, int t, float z, const Operands &with) {
-  const int n = half_row(tiles, tile, r / 8) + r % 8;
-  const bool valid = t < args.num_rows && n < tiles.n && tile < tiles.num_tiles;
-  if (args.bias && valid) z += args.output == AISP_OUT_RESIDUAL ? args.bias[n] : with.added;
+// What becomes of the value, z, of row r of a tile. Half-warps hold 16 neighbouring columns of one row of x.
+__device__ inline void finish(const aisp_linear_args &args, int r, float z, const Operands &with) {
+  if (args.bias) z += with.bias;
   switch (args.output) {
     case AISP_OUT_BF16:
-      if (valid) static_cast<__nv_bfloat16 *>(args.out)[t * args.ldo + n] = __float2bfloat16_rn(z);
+      if (with.valid) *reinterpret_cast<__nv_bfloat16 *>(with.to) = __float2bfloat16_rn(z);
       break;
     case AISP_OUT_F32:
-      if (valid) static_cast<float *>(args.out)[t * args.ldo + n] = z;
+      if (with.valid) *with.to = z;
       break;
     case AISP_OUT_RESIDUAL: {
-      float h = 0;
-      if (valid) {
-        h = with.added + z;
-        __stcg(static_cast<float *>(args.out) + t * args.ldo + n, h);
-      }
+      const float h = with.valid ? with.residual + z : 0;
+      if (with.valid) __stcg(with.to, h);
       if (args.next_norm_weight) {
-        if (valid)
-          reinterpret_cast<__nv_bfloat16 *>(args.next_x)[(int64_t)t * tiles.n + n] =
-              __float2bfloat16_rn(h * with.norm);
+        if (with.valid) *reinterpret_cast<__nv_bfloat16 *>(with.next_x) = __float2bfloat16_rn(h * with.norm);
         float sum = h * h;
 #pragma unroll
         for (int offset = 8; offset; offset >>= 1) sum += __shfl_xor_sync(ALL_LANES, sum, offset);
-        if (valid && r == 0) args.next_sumsq[(int64_t)t * (tiles.n / 16) + tile] = sum;
+        if (with.valid && r == 0) *with.next_sumsq = sum;
       }
       break;
     }
     default: { // SILU_MUL: lanes r < 8 hold gates, r >= 8 the ups of the same columns
       const float up = __shfl_down_sync(ALL_LANES, z, 8);
-      if (valid && r < 8)
-        static_cast<__nv_bfloat16 *>(args.out)[t * args.ldo + n] = __float2bfloat16_rn(silu(z) * up);
+      if (with.valid && r < 8) *reinterpret_cast<__nv_bfloat16 *>(with.to) = __float2bfloat16_rn(silu(z) * up);
     }
   }
 }

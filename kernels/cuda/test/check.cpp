@@ -114,7 +114,7 @@ using Linear = int (*)(const aisp_ctx *, const aisp_weight *, const aisp_linear_
 // `all_rows`: the most first. `invariant`: bits do not depend on the rows in the call, and rows may be chosen. `rounded`:
 // integer codes become bf16.
 static void check_products(const std::string &kind, Linear linear, const std::vector<int> &all_rows, bool invariant, bool rounded) {
-  const int shapes[][2] = {{960, 576}, {576, 1536}, {48, 64}, {6144, 4096}, {1024, 14336}, {4096, 2048}};
+  const int shapes[][2] = {{960, 576}, {576, 1536}, {48, 64}, {6144, 4096}, {1024, 14336}, {4096, 2048}, {64, 2208}, {8192, 576}};
   const int T = all_rows[0];
   for (int format : {AISP_BF16, AISP_FP8, AISP_W8G32, AISP_W4G32, AISP_NVFP4})
     for (auto [n, k] : shapes) {
