@@ -11,7 +11,7 @@ use crate::kv_cache::KvCacheManager;
 use crate::loader::{self, Checkpoint, LoadOptions, ModelSource};
 use crate::model::{MatrixWork, ModelConfig, ModelContext, ModelWork, PackedWeights};
 use crate::optimizations::{Optimization, Selection};
-use crate::plan::{AttentionKind, LinearKind, LoadingKind, PointwiseKind};
+use crate::plan::{AttentionKind, LinearKind, LoadingKind, PointwiseKind, Products};
 use crate::runner::{DecoderRunner, FusedRunner, ModelRunner};
 use crate::sampler::Sampler;
 use crate::scheduler::{SchedulerConfig, SchedulerPolicies};
@@ -44,6 +44,8 @@ pub struct EngineBuilder {
     pub(crate) prefill_chunk_tokens: usize,
     pub(crate) kv_cache_memory_bytes: Option<u64>,
     pub(crate) num_kv_slots: Option<usize>,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "of a GPU"))]
+    pub(crate) products: Option<Products>,
     pub(crate) memory_utilization: Option<f64>,
     pub(crate) threads: Option<usize>,
     pub(crate) dequantize: bool,
@@ -63,6 +65,7 @@ impl Default for EngineBuilder {
             prefill_chunk_tokens: 64,
             kv_cache_memory_bytes: None,
             num_kv_slots: None,
+            products: None,
             memory_utilization: None,
             threads: None,
             dequantize: false,
@@ -138,6 +141,13 @@ impl EngineBuilder {
     /// Token slots of the KV cache, in place of its bytes.
     pub fn num_kv_slots(mut self, num_kv_slots: Option<usize>) -> Self {
         self.num_kv_slots = num_kv_slots;
+        self
+    }
+
+    /// How steps of more than 8 rows on a GPU compute their products, in place of the fastest that the optimizations allow: to
+    /// test or measure one.
+    pub fn products(mut self, products: Option<Products>) -> Self {
+        self.products = products;
         self
     }
 

@@ -77,7 +77,7 @@ mod build {
             let workspace = Workspace::new(&gpu, &config, workspace_size(&limits, &plan))?;
             let blocks = CudaKv::new(&gpu, CudaKvShape { num_blocks: size.num_kv_slots / BLOCK_SIZE, ..kv })?;
             let optimizations = components::cuda_optimizations(&plan, &packed);
-            let runner = CudaRunner::new(model, blocks, workspace, limits, &plan, optimizations)?;
+            let runner = CudaRunner::new(model, blocks, workspace, limits, (&plan, self.products), optimizations)?;
             let place = format!("cuda:{index} ({}), bf16", gpu.info().name);
             // Every byte of the checkpoint left the host.
             let packed = PackedWeights { released_bytes: checkpoint.weight_bytes, ..packed };

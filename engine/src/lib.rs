@@ -56,7 +56,8 @@ pub use loader::ModelSource;
 pub use optimizations::{Optimization, Selection, SelectionError};
 pub use plan::{
     ActivationKind, AttentionKind, ExecutionKind, KvLayout, KvTypeKind, LinearKind, LoadingKind, Plan, PointwiseKind,
-    PrefillKind, PrefixReuse, ProductsKind, SamplerKind, SchedulerKind, TeamKind, WeightKind, WideProductsKind,
+    PrefillKind, PrefixReuse, Products, ProductsKind, SamplerKind, SchedulerKind, TeamKind, WeightKind,
+    WideProductsKind,
 };
 pub use request::{
     FinishReason, GeneratedToken, MAX_LOGPROBS, Request, RequestError, RequestId, RequestOutput, RequestTimings,

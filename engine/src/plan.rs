@@ -180,6 +180,21 @@ pub enum ProductsKind {
     Library,
 }
 
+/// How the products of a step on a GPU are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Products {
+    /// 64 rows at a time.
+    FewRows,
+    /// All rows at once, by `wgmma`.
+    Wide,
+    /// The same, and x in e4m3 as the weights are, but for what attention leaves.
+    WideFp8,
+    /// cuBLASLt.
+    Library,
+    /// cuBLASLt, in the layers with x in e4m3 as the weights are.
+    LibraryFp8,
+}
+
 /// Choices of the activation type slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ActivationKind {

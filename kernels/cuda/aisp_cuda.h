@@ -171,6 +171,11 @@ typedef struct {
   const float *next_norm_weight; // NULL or f32 [N]; N is a multiple of 16
   aisp_bf16 *next_x;        // [T, N]
   float *next_sumsq;        // [T, N/16]
+  // x in e4m3, for aisp_wide_linear of FP8 weights: codes in the order of weights and a scale for each 64 of them, f32 [K / 64, T],
+  // rows of this table ld_scales apart (a multiple of 4). K is a multiple of 64.
+  const float *x_scales;    // NULL: x is bf16
+  float *next_scales;       // NULL, or next_x (of AISP_OUT_SILU_MUL: out) leaves so, times these: f32 [N / 64, T]; N, or N / 2, a multiple of 64
+  int64_t ld_scales;
   const int32_t *row_ids;   // NULL, or [T]: row t of x (and of x_sumsq) is row_ids[t] (rows that want logits); a table of the step
   int32_t num_rows;         // T
 } aisp_linear_args;
@@ -212,6 +217,9 @@ int aisp_gemm_run(aisp_gemm *gemm, int32_t num_rows, const void *x, const float 
 // x_sumsq and eps as in aisp_linear_args (NULL: none): the scale of the norm is folded into the row's scale.
 int aisp_quantize_rows(const aisp_ctx *ctx, const aisp_bf16 *x, const float *x_sumsq, float eps, int32_t num_rows,
                        int32_t k, uint8_t *out, float *scales, aisp_stream stream);
+// The same with a scale for each 64 values of a row, as aisp_linear_args.x_scales has them: f32 [K / 64, ld_scales].
+int aisp_quantize_groups(const aisp_ctx *ctx, const aisp_bf16 *x, int32_t num_rows, int32_t k, uint8_t *out, float *scales,
+                         int64_t ld_scales, aisp_stream stream);
 
 // ----------------------------------------------------------------------------------------------------- pointwise
 

@@ -20,6 +20,13 @@ __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
+// Sums that were waited for; the compiler may not read them earlier.
+template <int N>
+__device__ inline void wgmma_done(float (&d)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+
 // A tile of rows of 64 bf16 each, pieces of 16 bytes swizzled by row % 8, at a multiple of 1024 bytes. 16 values on: + 2.
 __device__ inline uint64_t tile_descriptor(uint32_t address) {
   return (uint64_t)(address >> 4 & 0x3fff) | 1ull << 16 | 64ull << 32 | 1ull << 62;
@@ -63,6 +70,21 @@ __device__ inline void wgmma_shared(float (&d)[64], uint64_t a, uint64_t b) {
   asm volatile(AISP_WGMMA("128", AISP_0_15 "," AISP_16_31 "," AISP_32_63, "%64, %65, p, 1, 1, 0, 0")
                : AISP_SUMS_32(d, 0), AISP_SUMS_32(d, 32)
                : "l"(a), "l"(b));
+}
+
+#define AISP_WGMMA_E4M3(n, sums, flag, operands)                                                                              \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, " flag ", 0;\nwgmma.mma_async.sync.aligned.m64n" n "k32.f32.e4m3.e4m3 {" sums "}, " operands ", p, 1, 1;\n}\n"
+// d[64 x columns] = a[64 x 32] b[32 x columns], e4m3, + d if `add`; both in shared memory. Sums keep some 14 bits.
+__device__ inline void wgmma_e4m3(float (&d)[16], uint64_t a, uint64_t b, bool add) {
+  asm volatile(AISP_WGMMA_E4M3("32", AISP_0_15, "%18", "%16, %17") : AISP_SUMS_16(d, 0) : "l"(a), "l"(b), "r"((int)add));
+}
+__device__ inline void wgmma_e4m3(float (&d)[32], uint64_t a, uint64_t b, bool add) {
+  asm volatile(AISP_WGMMA_E4M3("64", AISP_0_15 "," AISP_16_31, "%34", "%32, %33") : AISP_SUMS_32(d, 0) : "l"(a), "l"(b), "r"((int)add));
+}
+__device__ inline void wgmma_e4m3(float (&d)[64], uint64_t a, uint64_t b, bool add) {
+  asm volatile(AISP_WGMMA_E4M3("128", AISP_0_15 "," AISP_16_31 "," AISP_32_63, "%66", "%64, %65")
+               : AISP_SUMS_32(d, 0), AISP_SUMS_32(d, 32)
+               : "l"(a), "l"(b), "r"((int)add));
 }
 
 // Registers a thread, for all four warps of a group: given back, or taken from what others gave.
@@ -113,6 +135,10 @@ __device__ inline void prefetch_map(const CUtensorMap &map) { asm volatile("pref
 
 __device__ inline void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// When this block has read what it wanted of the others, and before it ends.
+__device__ inline void cluster_leave() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
 }
 // Four floats at `address` of the shared memory of another block of the cluster.
 __device__ inline float4 cluster_floats(uint32_t address, int rank) {

@@ -225,8 +225,7 @@ extern "C" int aisp_linear(const aisp_ctx *ctx, const aisp_weight *w, const aisp
   using namespace aisp;
   if (args->num_rows == 0) return 0;
   const bool paired = args->output == AISP_OUT_SILU_MUL;
-  if (!fits(*w, *args) || args->num_rows > AISP_LINEAR_MAX_ROWS)
-    return cudaErrorInvalidValue;
+  if (!fits(*w, *args) || args->num_rows > AISP_LINEAR_MAX_ROWS || args->x_scales || args->next_scales) return cudaErrorInvalidValue;
   const Tiles tiles = tiles_of(*w, paired);
   if (is_resident(ctx, tiles)) return resident_linear(ctx, w->format, tiles, w->tensor_scale, *args, stream);
   // Cards with less shared memory take the rows in parts.

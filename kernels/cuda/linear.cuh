@@ -125,59 +125,6 @@ __device__ inline void finish(const aisp_linear_args &args, int r, float z, cons
     }
   }
 }
-
-__device__ inline void load_8(float (&v)[8], const float *from) {
-  const float4 a = *reinterpret_cast<const float4 *>(from), b = *reinterpret_cast<const float4 *>(from + 4);
-  v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w, v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
-}
-__device__ inline void store_8(float *to, const float *v) {
-  reinterpret_cast<float4 *>(to)[0] = make_float4(v[0], v[1], v[2], v[3]);
-  reinterpret_cast<float4 *>(to)[1] = make_float4(v[4], v[5], v[6], v[7]);
-}
-__device__ inline void store_8(aisp_bf16 *to, const float *v) {
-  *reinterpret_cast<uint4 *>(to) = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
-}
-
-// The same for all 16 columns of row t of a tile; `z` holds both halves.
-__device__ inline void finish_tile(const aisp_linear_args &args, const Tiles &tiles, int tile, int64_t t, float (&z)[16]) {
-  const int at[2] = {half_row(tiles, tile, 0), half_row(tiles, tile, 1)};
-  float v[8];
-  if (args.bias)
-    for (int half = 0; half < 2; half++) {
-      load_8(v, args.bias + at[half]);
-#pragma unroll
-      for (int i = 0; i < 8; i++) z[half * 8 + i] += v[i];
-    }
-  if (args.output == AISP_OUT_SILU_MUL) {
-#pragma unroll
-    for (int i = 0; i < 8; i++) v[i] = silu(z[i]) * z[8 + i];
-    store_8(static_cast<aisp_bf16 *>(args.out) + t * args.ldo + tile * 8, v);
-    return;
-  }
-  float squares = 0;
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    float *mine = &z[half * 8];
-    const int64_t place = t * args.ldo + at[half];
-    if (args.output == AISP_OUT_BF16) {
-      store_8(static_cast<aisp_bf16 *>(args.out) + place, mine);
-      continue;
-    }
-    if (args.output == AISP_OUT_RESIDUAL) {
-      load_8(v, static_cast<float *>(args.out) + place);
-#pragma unroll
-      for (int i = 0; i < 8; i++) mine[i] += v[i], squares += mine[i] * mine[i];
-    }
-    store_8(static_cast<float *>(args.out) + place, mine);
-    if (args.output == AISP_OUT_RESIDUAL && args.next_norm_weight) {
-      load_8(v, args.next_norm_weight + at[half]);
-#pragma unroll
-      for (int i = 0; i < 8; i++) v[i] *= mine[i];
-      store_8(args.next_x + t * tiles.n + at[half], v);
-    }
-  }
-  if (args.output == AISP_OUT_RESIDUAL && args.next_norm_weight) args.next_sumsq[t * (tiles.n / 16) + tile] = squares;
-}
 #endif
 
 } // namespace aisp

@@ -156,6 +156,28 @@ __global__ void __launch_bounds__(ROW_THREADS) quantize_rows_kernel(const __nv_b
   if (threadIdx.x == 0) scales[t] = scale * norm;
 }
 
+// Eight lanes share 64 values.
+__global__ void quantize_groups_kernel(const uint4 *x, int num_rows, int k, uint8_t *out, float *scales, int64_t ld_scales) {
+  pdl_wait();
+  pdl_launch();
+  const int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x, t = i / (k / 8), at = i % (k / 8) * 8;
+  const bool valid = t < num_rows;
+  const uint4 v = valid ? x[i] : make_uint4(0, 0, 0, 0);
+  const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
+  float most = 0;
+#pragma unroll
+  for (int j = 0; j < 4; j++) most = fmaxf(most, fmaxf(fabsf(bf16_low(pairs[j])), fabsf(bf16_high(pairs[j]))));
+#pragma unroll
+  for (int offset = 4; offset; offset >>= 1) most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, offset));
+  const float scale = fmaxf(most, 1e-30f) / 448.0f, inverse = 1.0f / scale;
+  if (!valid) return;
+#pragma unroll
+  for (int j = 0; j < 4; j++)
+    *reinterpret_cast<uint16_t *>(out + t * k + fp8_byte(at + 2 * j)) =
+        __nv_cvt_float2_to_fp8x2(make_float2(bf16_low(pairs[j]) * inverse, bf16_high(pairs[j]) * inverse), __NV_SATFINITE, __NV_E4M3);
+  if (at % 64 == 0) scales[at / 64 * ld_scales + t] = scale;
+}
+
 __global__ void __launch_bounds__(256) probe_copy_kernel(const uint4 *src, uint4 *dst, size_t count) {
   pdl_wait();
   pdl_launch();
@@ -246,6 +268,14 @@ int aisp_quantize_rows(const aisp_ctx *ctx, const aisp_bf16 *x, const float *x_s
   if (k % 16) return cudaErrorInvalidValue;
   return launch(ctx, quantize_rows_kernel, num_rows, ROW_THREADS, 0, stream, reinterpret_cast<const __nv_bfloat16 *>(x), x_sumsq,
                 eps, k, out, scales);
+}
+
+int aisp_quantize_groups(const aisp_ctx *ctx, const aisp_bf16 *x, int32_t num_rows, int32_t k, uint8_t *out, float *scales,
+                         int64_t ld_scales, aisp_stream stream) {
+  if (num_rows == 0) return 0;
+  if (k % 64) return cudaErrorInvalidValue;
+  return launch(ctx, quantize_groups_kernel, (unsigned)ceil_div((int64_t)num_rows * k / 8, 256), 256, 0, stream,
+                reinterpret_cast<const uint4 *>(x), num_rows, k, out, scales, ld_scales);
 }
 
 int aisp_probe_read(const aisp_ctx *ctx, const void *src, size_t bytes, float *out, aisp_stream stream) {

@@ -11,8 +11,7 @@
 //            asked for before the wait on the predecessor (weights never change).
 // Sums       each block's slice in order of k (4 bits: of pairs of chunks) by wgmma in f32, then slices in order.
 // Codes      e4m3 and e2m1 x e4m3 are exact in bf16; integer codes times their scale are rounded to bf16.
-#include "hopper.cuh"
-#include "linear.cuh"
+#include "wide.cuh"
 
 namespace aisp {
 namespace {
@@ -23,7 +22,6 @@ __host__ __device__ constexpr int span() { return F == AISP_BF16 || ((F == AISP_
 template <int F>
 __host__ __device__ constexpr int step_bytes() { return F == AISP_BF16 ? 128 : F == AISP_FP8 || F == AISP_W8G32 ? 64 : 32; }
 
-constexpr int MAX_SPLITS = 8;           // blocks of a cluster
 constexpr int SHARED_BYTES = 227 << 10; // of a multiprocessor, for one block
 
 // The sizes of a block: GROUPS x 64 rows of W, BN rows of x.
@@ -142,31 +140,6 @@ __device__ inline void take_weights(uint32_t (&a)[4][4], uint32_t w, const Scale
   }
 }
 
-// What rows [begin, end) of x are multiplied by, from their sums of squares: eight lanes a row, so that all loads of a block
-// are under way at once.
-template <int WARPS>
-__device__ inline void row_norms(float *scales, const aisp_linear_args &args, int k, int first_row, int begin, int end) {
-  const int lane = threadIdx.x & 31, count = k / 16;
-  for (int four = begin + (int)threadIdx.x / 32 * 4; four < end; four += WARPS * 4) {
-    const int t = four + lane / 8;
-    float sum = 0;
-    if (t < end) {
-      const float *row = args.x_sumsq + (int64_t)(first_row + t) * count;
-      if (count % 4 == 0) {
-#pragma unroll 8
-        for (int i = lane % 8; i < count / 4; i += 8) {
-          const float4 v = __ldcg(reinterpret_cast<const float4 *>(row) + i);
-          sum += (v.x + v.y) + (v.z + v.w);
-        }
-      } else {
-        for (int i = lane % 8; i < count; i += 8) sum += __ldcg(row + i);
-      }
-    }
-#pragma unroll
-    for (int offset = 4; offset; offset >>= 1) sum += __shfl_xor_sync(ALL_LANES, sum, offset);
-    if (t < end && lane % 8 == 0) scales[t] = rsqrtf(sum / k + args.eps);
-  }
-}
 #endif
 
 template <int F, int GROUPS, int BN>
@@ -295,76 +268,19 @@ __global__ void __launch_bounds__(128 * GROUPS, 1)
 #pragma unroll
   for (int i = 0; i < BN / 2; i++)
     mine[(i / 4 * 8 + lane % 4 * 2 + i % 2) * B::SUM_ROW + warp * 16 + lane / 4 + i / 2 % 2 * 8] = sums[i];
-  __syncthreads();
-  if (splits > 1) cluster_sync();
-  // A warp takes two tiles of 16 rows of x, a lane a tile of one row: banks differ, and stores fill sectors.
-  constexpr int PAIRS = B::BM / 32;
-#pragma unroll 1
-  for (int o = warp; o < (t_end - t_begin + 15) / 16 * PAIRS; o += B::WARPS) {
-    const int t = t_begin + o / PAIRS * 16 + lane / 2, local = o % PAIRS * 2 + lane % 2, tile = first_tile + local;
-    if (t >= t_end || tile >= tiles.num_tiles) continue;
-    const int at = t * B::SUM_ROW + local * 16;
-    float z[16];
-#pragma unroll
-    for (int i = 0; i < 16; i += 4) {
-      float4 sum = *reinterpret_cast<const float4 *>(mine + at + i);
-      if (splits > 1) {
-        sum = cluster_floats(ring + (at + i) * 4, 0);
-#pragma unroll 1
-        for (int s = 1; s < splits; s++) {
-          const float4 other = cluster_floats(ring + (at + i) * 4, s);
-          sum.x += other.x, sum.y += other.y, sum.z += other.z, sum.w += other.w;
-        }
-      }
-      z[i] = sum.x, z[i + 1] = sum.y, z[i + 2] = sum.z, z[i + 3] = sum.w;
-    }
-    const float scale = (F == AISP_NVFP4 ? tensor_scale : 1.0f) * (args.x_sumsq ? row_scale[t] : 1.0f);
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      float channel[8];
-      if constexpr (F == AISP_FP8) load_8(channel, reinterpret_cast<const float *>(tiles.scales) + half_row(tiles, tile, half));
-#pragma unroll
-      for (int i = 0; i < 8; i++) z[half * 8 + i] *= F == AISP_FP8 ? channel[i] * scale : scale;
-    }
-    finish_tile(args, tiles, tile, first_row + t, z);
-  }
-  if (splits > 1) cluster_sync(); // others may still read this block's sums
+  finish_sums<F == AISP_FP8, B::BM, B::THREADS>(args, tiles, shared, splits, first_tile, first_row, t_begin, t_end, row_scale,
+                                                F == AISP_NVFP4 ? tensor_scale : 1.0f);
 #endif
 }
 
 // ------------------------------------------------------------------------------------------------------------- host
 
-using EncodeTiled = CUresult (*)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *, const cuuint64_t *,
-                                 const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
-                                 CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-// A tensor of `rank` dimensions, the innermost first; `strides` are those of the outer ones, in bytes.
-int make_map(const aisp_ctx *ctx, CUtensorMap *map, CUtensorMapDataType type, int rank, const void *data, const cuuint64_t *sizes,
-             const cuuint64_t *strides, const cuuint32_t *box, CUtensorMapSwizzle swizzle) {
-  const cuuint32_t steps[4] = {1, 1, 1, 1};
-  const auto encode = reinterpret_cast<EncodeTiled>(ctx->encode_tiled);
-  return encode(map, type, (cuuint32_t)rank, const_cast<void *>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
-             ? cudaErrorInvalidValue
-             : 0;
-}
-
 template <int F, int GROUPS, int BN>
 int start_wide(const aisp_ctx *ctx, int splits, const Tiles &tiles, float tensor_scale, const aisp_linear_args &args, aisp_stream stream) {
   using B = Block<F, GROUPS, BN>;
-  // W as tiles of two halves of eight rows, wherever the halves lie.
-  const auto row = (cuuint64_t)tiles.row_bytes;
-  const cuuint64_t w_sizes[4] = {row, 8, 2, (cuuint64_t)tiles.num_tiles};
-  const cuuint64_t w_strides[3] = {row, (tiles.paired ? tiles.n / 2 : 8) * row, (tiles.paired ? 8 : 16) * row};
-  const cuuint32_t w_box[4] = {B::ROW_BYTES, 8, 2, B::BM / 16};
-  const cuuint64_t x_sizes[2] = {(cuuint64_t)tiles.k, (cuuint64_t)args.num_rows}, x_strides[1] = {(cuuint64_t)args.ldx * 2};
-  const cuuint32_t x_box[2] = {64, BN};
   CUtensorMap w_map, x_map;
-  if (int code = make_map(ctx, &w_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 4, tiles.data, w_sizes, w_strides, w_box,
-                          B::ROW_BYTES == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B))
-    return code;
-  if (int code = make_map(ctx, &x_map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, args.x, x_sizes, x_strides, x_box, CU_TENSOR_MAP_SWIZZLE_128B))
-    return code;
+  if (int code = make_weight_map(ctx, &w_map, tiles, B::ROW_BYTES, B::BM / 16)) return code;
+  if (int code = make_row_map(ctx, &x_map, tiles, args, BN)) return code;
   const dim3 grid(splits, (unsigned)ceil_div(args.num_rows, BN), (unsigned)ceil_div(tiles.num_tiles, B::BM / 16));
   return launch_as(ctx, {grid, B::THREADS, B::SHARED, splits}, wide_kernel<F, GROUPS, BN>, stream, w_map, x_map, tiles, tensor_scale, args);
 }
@@ -428,6 +344,7 @@ int prepare_wide_linear(aisp_ctx *ctx) {
     if (int code = raise()) return code;
   const auto kernel = wide_kernel<AISP_FP8, 4, 64>;
   bool is_there = false;
+  if (int code = prepare_fp8_linear()) return code;
   if (int code = has_hopper_code(kernel, &is_there)) return code;
   if (!is_there) return 0;
   cudaDriverEntryPointQueryResult found;
@@ -465,6 +382,11 @@ extern "C" int aisp_wide_linear(const aisp_ctx *ctx, const aisp_weight *w, const
   if (!fits(*w, *args) || args->row_ids || args->ldo % 8 || w->k <= 0)
     return cudaErrorInvalidValue;
   const Tiles tiles = tiles_of(*w, args->output == AISP_OUT_SILU_MUL);
+  if (args->next_scales && (args->output == AISP_OUT_SILU_MUL ? w->n / 2 : w->n) % SCALED_K) return cudaErrorInvalidValue;
+  if (args->x_scales) {
+    if (w->format != AISP_FP8 || w->k % SCALED_K || args->ld_scales % 4) return cudaErrorInvalidValue;
+    return fp8_linear(ctx, tiles, *args, stream);
+  }
   switch (w->format) {
     case AISP_BF16: return choose_wide_rows<AISP_BF16>(ctx, tiles, 1, *args, stream);
     case AISP_FP8: return choose_wide_rows<AISP_FP8>(ctx, tiles, 1, *args, stream);

@@ -11,11 +11,10 @@ use std::sync::Arc;
 
 use aisp_kernels::Arithmetic;
 use aisp_kernels::cuda::{
-    CudaError, CudaKv, DecodeAttention, DeviceBuffer, DeviceSlice, DeviceWeight, Gpu, LINEAR_MAX_ROWS, LinearInput,
-    LinearOutput, PrefillAttention, Rope, RopeNorms, Rows, WeightFormat,
+    CudaError, CudaKv, DecodeAttention, DeviceBuffer, DeviceSlice, DeviceWeight, Fp8Groups, Gpu, LINEAR_MAX_ROWS,
+    LinearInput, LinearOutput, NextNorm, PrefillAttention, Rope, RopeNorms, Rows, WeightFormat,
 };
 use aisp_kernels::linear::LinearWork;
-pub use products::Products;
 use products::{Gemms, LayerGemms};
 
 use super::config::ModelConfig;
@@ -26,7 +25,7 @@ use super::take::PackedWeights;
 use super::weights::Weights;
 use super::work::MatrixWork;
 use crate::error::EngineError;
-use crate::plan::{Plan, WeightKind, WideProductsKind};
+use crate::plan::{Plan, Products, WeightKind, WideProductsKind};
 use crate::runner::StepShape;
 
 const ROPE: (&str, &str) = ("the rotary table", "--max-model-len");
@@ -44,6 +43,8 @@ pub struct CudaDecoder {
     gemms: Option<Gemms>,
     /// Whether own products of many rows may be computed at once.
     wide: bool,
+    /// The same with x in e4m3.
+    wide_fp8: bool,
     /// The fastest products for steps of up to so many rows, in order; the last for more.
     fastest: Vec<(usize, Products)>,
 }
@@ -104,8 +105,10 @@ impl CudaDecoder {
             rope,
             gemms: None,
             wide: plan.wide_products == WideProductsKind::Wgmma && gpu.has_wide_linear(),
+            wide_fp8: false,
             fastest: Vec::new(),
         };
+        decoder.wide_fp8 = decoder.allows_wide_fp8(plan);
         decoder.gemms = decoder.plan_products(plan)?;
         Ok((decoder, packed))
     }
@@ -119,7 +122,7 @@ impl CudaDecoder {
     pub fn matrices(&self) -> MatrixWork {
         let of = |layer: &Layer| layer.weights().map(DeviceWeight::work);
         let mut layers: LinearWork = self.layers.iter().flat_map(of).sum();
-        if self.library(Products::LibraryFp8).is_some() {
+        if self.wide_fp8 || self.library(Products::LibraryFp8).is_some() {
             layers.arithmetic = Arithmetic::Fp8;
         }
         MatrixWork {
@@ -157,17 +160,25 @@ impl CudaDecoder {
         if products.are_library() {
             self.gpu.rms_norm(w.residual.all(), first, self.eps(), rows, w.x.all())?;
         }
+        let codes = w.x_codes(products);
         for (index, layer) in self.layers.iter().enumerate() {
-            let next_norm = self.next_norm(index);
-            self.qkv(rows, layer, products, w)?;
+            // What the embedding leaves and what the head reads is bf16 in any case.
+            let (first, last) = (index == 0, index + 1 == self.layers.len());
+            self.qkv(rows, layer, (products, codes.filter(|_| !first)), w)?;
             self.attend(shape, at, kv, index, w)?;
-            self.mlp(rows, layer, products, next_norm, w)?;
+            self.mlp(rows, layer, products, (self.next_norm(index), codes.filter(|_| !last)), w)?;
         }
         Ok(())
     }
 
-    /// Queries, keys and values of the rows.
-    fn qkv(&self, rows: usize, layer: &Layer, products: Products, w: &Workspace) -> Result<(), EngineError> {
+    /// Queries, keys and values of the rows, which are `codes` where there are such.
+    fn qkv(
+        &self,
+        rows: usize,
+        layer: &Layer,
+        (products, codes): (Products, Option<Fp8Groups<'_>>),
+        w: &Workspace,
+    ) -> Result<(), EngineError> {
         match self.library(products) {
             Some((of_layer, gemms)) if layer.qkv_bias.is_none() => {
                 gemms.multiply(rows, (&of_layer.qkv, &layer.qkv_proj), w.x.all(), w, w.qkv.all())?;
@@ -175,38 +186,44 @@ impl CudaDecoder {
             }
             _ => self.by_parts(products, rows, |start, len| {
                 let raw = !products.are_library();
-                let input = LinearInput { bias: layer.qkv_bias.as_ref(), ..self.normed(w, start, raw) };
+                let input = LinearInput { bias: layer.qkv_bias.as_ref(), codes, ..self.normed(w, start, raw) };
                 let out = LinearOutput::F32(w.rows_of(&w.qkv, start));
                 self.linear(products, &layer.qkv_proj, len, input, out) // [T, H] -> [T, (NH + 2 KVH) * D]
             }),
         }
     }
 
-    /// Output projection and feed-forward layer.
+    /// Output projection and feed-forward layer, which leaves `next_codes` where they are wanted.
     fn mlp(
         &self,
         rows: usize,
         layer: &Layer,
         products: Products,
-        next_norm: &DeviceBuffer<f32>,
+        (next_norm, next_codes): (&DeviceBuffer<f32>, Option<Fp8Groups<'_>>),
         w: &Workspace,
     ) -> Result<(), EngineError> {
         if let Some(library) = self.library(products) {
             return self.library_mlp(rows, layer, library, next_norm, w);
         }
+        let codes = w.x_codes(products);
         self.by_parts(products, rows, |start, len| {
-            let input = LinearInput { x: w.rows_of(&w.attention, start), norm: None, bias: None };
-            let next = w.next_norm(start, &layer.post_attention_norm);
+            let input = LinearInput::of(w.rows_of(&w.attention, start));
+            let next = NextNorm { codes, ..w.next_norm(start, &layer.post_attention_norm) };
             let out = LinearOutput::Residual(w.rows_of(&w.residual, start), next);
             self.linear(products, &layer.o_proj, len, input, out) // [T, NH * D] -> [T, H]
         })?;
         self.by_parts(products, rows, |start, len| {
-            let out = LinearOutput::SiluMul(w.rows_of(&w.gated, start));
-            self.linear(products, &layer.gate_up_proj, len, self.normed(w, start, true), out) // [T, H] -> [T, I]
+            let input = LinearInput { codes, ..self.normed(w, start, true) };
+            let out = match w.gated_codes(products) {
+                Some(codes) => LinearOutput::SiluMulFp8(codes),
+                None => LinearOutput::SiluMul(w.rows_of(&w.gated, start)),
+            };
+            self.linear(products, &layer.gate_up_proj, len, input, out) // [T, H] -> [T, I]
         })?;
         self.by_parts(products, rows, |start, len| {
-            let input = LinearInput { x: w.rows_of(&w.gated, start), norm: None, bias: None };
-            let out = LinearOutput::Residual(w.rows_of(&w.residual, start), w.next_norm(start, next_norm));
+            let input = LinearInput { codes: w.gated_codes(products), ..LinearInput::of(w.rows_of(&w.gated, start)) };
+            let next = NextNorm { codes: next_codes, ..w.next_norm(start, next_norm) };
+            let out = LinearOutput::Residual(w.rows_of(&w.residual, start), next);
             self.linear(products, &layer.down_proj, len, input, out) // [T, I] -> [T, H]
         })
     }
@@ -247,7 +264,7 @@ impl CudaDecoder {
         let in_order = shape.is_decode() && num_logits == shape.num_rows;
         match (products, self.library(products)) {
             (_, Some((_, gemms))) if in_order => gemms.multiply(num_logits, (&gemms.head, head), w.x.all(), w, out)?,
-            (Products::Wide, _) if in_order => {
+            (Products::Wide | Products::WideFp8, _) if in_order => {
                 self.gpu.wide_linear(head, num_logits, self.normed(w, 0, true), LinearOutput::F32(out))?;
             }
             _ => self.by_parts(Products::FewRows, num_logits, |start, len| {
@@ -313,7 +330,7 @@ impl CudaDecoder {
     /// Rows of `x` from `start` on, with the division by their norm still to be done if `raw`.
     fn normed<'a>(&self, w: &'a Workspace, start: usize, raw: bool) -> LinearInput<'a> {
         let norm = raw.then(|| (w.rows_of(&w.sumsq, start), self.eps()));
-        LinearInput { x: w.rows_of(&w.x, start), norm, bias: None }
+        LinearInput { norm, ..LinearInput::of(w.rows_of(&w.x, start)) }
     }
 
     /// As many rows at a time as one launch of own products takes.
@@ -323,7 +340,8 @@ impl CudaDecoder {
         rows: usize,
         part: impl Fn(usize, usize) -> Result<(), CudaError>,
     ) -> Result<(), EngineError> {
-        let most = if products == Products::Wide { rows.max(1) } else { LINEAR_MAX_ROWS };
+        let whole = matches!(products, Products::Wide | Products::WideFp8);
+        let most = if whole { rows.max(1) } else { LINEAR_MAX_ROWS };
         for start in (0..rows).step_by(most) {
             part(start, most.min(rows - start))?;
         }
@@ -339,7 +357,7 @@ impl CudaDecoder {
         output: LinearOutput<'_>,
     ) -> Result<(), CudaError> {
         match products {
-            Products::Wide => self.gpu.wide_linear(weight, rows, input, output),
+            Products::Wide | Products::WideFp8 => self.gpu.wide_linear(weight, rows, input, output),
             _ => self.gpu.linear(weight, Rows::First(rows), input, output),
         }
     }

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use aisp_kernels::cuda::{
-    CudaError, DeviceBuffer, DeviceSlice, DrawTables, Fp8Rows, Gpu, NextNorm, decode_workspace_bytes,
+    CudaError, DeviceBuffer, DeviceSlice, DrawTables, FP8_GROUP, Fp8Groups, Fp8Rows, Gpu, NextNorm,
+    decode_workspace_bytes,
 };
 use bytemuck::Pod;
 use half::bf16;
 
 use super::config::ModelConfig;
+use crate::plan::Products;
 use crate::runner::TableLayout;
 
 const WORKSPACE: (&str, &str) = ("the workspace", "--max-num-batched-tokens or --max-model-len");
@@ -56,8 +58,12 @@ pub struct Workspace {
     pub delta: DeviceBuffer<f32>,
     /// `[T, K]` of the widest product; for products in e4m3.
     codes: DeviceBuffer<u8>,
-    /// `[T]`; for products in e4m3.
+    /// `[T]`, or `[H / 64, T]` for own products; for products in e4m3.
     code_scales: DeviceBuffer<f32>,
+    /// `[T, I]`; for own products in e4m3.
+    gated_codes: DeviceBuffer<u8>,
+    /// `[I / 64, T]`; for own products in e4m3.
+    gated_scales: DeviceBuffer<f32>,
     /// Of decode attention.
     pub decode: DeviceBuffer<u8>,
 }
@@ -84,7 +90,9 @@ impl Workspace {
             gate_up: halves(library_rows * 2 * inner)?,
             delta: floats(library_rows * hidden)?,
             codes: DeviceBuffer::zeroed(gpu, fp8_rows * hidden.max(q).max(inner), WORKSPACE)?,
-            code_scales: floats(fp8_rows)?,
+            code_scales: floats(fp8_rows * hidden.div_ceil(FP8_GROUP))?,
+            gated_codes: DeviceBuffer::zeroed(gpu, fp8_rows * inner, WORKSPACE)?,
+            gated_scales: floats(fp8_rows * inner.div_ceil(FP8_GROUP))?,
             decode: DeviceBuffer::zeroed(gpu, decode_bytes(config, size), WORKSPACE)?,
         })
     }
@@ -93,7 +101,8 @@ impl Workspace {
     pub fn num_bytes(config: &ModelConfig, size: WorkspaceSize) -> u64 {
         let [hidden, qkv, q, inner] = widths(config);
         let library = if size.library { 4 * inner + 4 * hidden } else { 0 };
-        let fp8 = if size.fp8 { hidden.max(q).max(inner) + 4 } else { 0 };
+        let scales = 4 * (hidden.div_ceil(FP8_GROUP) + inner.div_ceil(FP8_GROUP));
+        let fp8 = if size.fp8 { hidden.max(q).max(inner) + inner + scales } else { 0 };
         let row = 4 * hidden + 2 * hidden + hidden / 4 + 4 * qkv + 4 * q + 2 * inner + library + fp8;
         (size.max_rows * row + decode_bytes(config, size)) as u64
     }
@@ -109,9 +118,21 @@ impl Workspace {
         Fp8Rows { codes: self.codes.all(), scales: self.code_scales.all() }
     }
 
+    /// Where `x` stands for own products in e4m3.
+    pub fn x_codes(&self, products: Products) -> Option<Fp8Groups<'_>> {
+        let groups = Fp8Groups { codes: self.codes.all(), scales: self.code_scales.all(), max_rows: self.max_rows };
+        (products == Products::WideFp8).then_some(groups)
+    }
+
+    /// Where `gated` stands for them.
+    pub fn gated_codes(&self, products: Products) -> Option<Fp8Groups<'_>> {
+        let (codes, scales) = (self.gated_codes.all(), self.gated_scales.all());
+        (products == Products::WideFp8).then_some(Fp8Groups { codes, scales, max_rows: self.max_rows })
+    }
+
     /// Where the norm of rows from `start` on is prepared.
     pub fn next_norm<'a>(&'a self, start: usize, weight: &'a DeviceBuffer<f32>) -> NextNorm<'a> {
-        NextNorm { weight, x: self.rows_of(&self.x, start), sumsq: self.rows_of(&self.sumsq, start) }
+        NextNorm { weight, x: self.rows_of(&self.x, start), codes: None, sumsq: self.rows_of(&self.sumsq, start) }
     }
 }
 

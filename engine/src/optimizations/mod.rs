@@ -305,7 +305,7 @@ impl Optimization {
             },
             Self::ActivationsFp8 => Spec {
                 name: "activations-fp8",
-                summary: "products of many rows over fp8 weights read activations in e4m3 too, by cuBLASLt; not batch-invariant",
+                summary: "products of many rows over fp8 weights read activations in e4m3 too, by wgmma or cuBLASLt; not batch-invariant",
                 slot: Slot::ActivationType,
                 baseline: "bf16",
                 exactness: Exactness::Lossy,
@@ -314,7 +314,7 @@ impl Optimization {
                 in_all: false,
                 engages_when: "all projections are fp8 and a step has so many tokens that it was faster when the model was loaded",
                 counts: "tokens through products in fp8",
-                source: "FP8 formats, arXiv 2209.05433; dynamic scales a row after vLLM",
+                source: "FP8 formats, arXiv 2209.05433; dynamic scales a row after vLLM, or each 64 values after DeepSeek-V3, arXiv 2412.19437",
                 ..Spec::MANY_ROWS
             },
             Self::CudaGraphs => Spec {

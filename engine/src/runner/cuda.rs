@@ -18,7 +18,7 @@ use crate::error::EngineError;
 use crate::kv_cache::BlockCopy;
 use crate::model::{CudaDecoder, StepAddresses, Workspace};
 use crate::optimizations::Optimization;
-use crate::plan::{ExecutionKind, Plan, SamplerKind};
+use crate::plan::{ExecutionKind, Plan, Products, SamplerKind};
 
 const TABLES: (&str, &str) = ("the tables of a step", "--max-num-seqs or --max-model-len");
 const LOGITS: (&str, &str) = ("the logits", "--max-num-seqs");
@@ -35,9 +35,9 @@ pub struct CudaLimits {
 }
 
 impl CudaLimits {
-    /// Rows that steps come to, padding included.
+    /// Rows that steps come to, padding included; a multiple of 4, as `Fp8Groups` wants it.
     pub fn max_rows(&self) -> usize {
-        self.max_num_tokens.max(self.max_sequences()).max(LINEAR_MAX_ROWS)
+        self.max_num_tokens.max(self.max_sequences()).max(LINEAR_MAX_ROWS).next_multiple_of(4)
     }
 
     /// Sequences that steps come to, padding included.
@@ -110,7 +110,8 @@ impl Turn {
 }
 
 impl CudaRunner {
-    /// Joins a model, a pool of its shape and a workspace; `optimizations` are those that they stand for.
+    /// Joins a model, a pool of its shape and a workspace; `optimizations` are those that they stand for, `products` the only
+    /// ones of many rows if they are not to be the fastest.
     ///
     /// Errors: out of memory; a product that could not be timed.
     pub fn new(
@@ -118,7 +119,7 @@ impl CudaRunner {
         kv: CudaKv,
         workspace: Workspace,
         limits: CudaLimits,
-        plan: &Plan,
+        (plan, products): (&Plan, Option<Products>),
         optimizations: Vec<Optimization>,
     ) -> Result<Self, EngineError> {
         let gpu = model.gpu().clone();
@@ -126,7 +127,7 @@ impl CudaRunner {
         let most = StepShape::most_values(limits.max_rows(), limits.max_sequences(), limits.max_model_len);
         let rows = limits.max_logit_rows();
         let logits = DeviceBuffer::zeroed(&gpu, rows * vocab_size, LOGITS)?;
-        model.time_products(&workspace, &logits)?;
+        model.time_products(&workspace, &logits, products)?;
         Ok(Self {
             graphs: HashMap::new(),
             kv,

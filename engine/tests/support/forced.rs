@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use aisp_engine::optimizations::LogitBound;
-use aisp_engine::{DeviceChoice, Engine, Request, SamplingParams, Selection};
+use aisp_engine::{DeviceChoice, Engine, Products, Request, SamplingParams, Selection};
 use candle_core::DType;
 
 use super::{Fault, LogitBits, Recorder, TEXT};
@@ -44,6 +44,8 @@ pub struct Run<'a> {
     pub dtype: Option<DType>,
     /// Decodes and parts of prompts: what a fault in the cache would change.
     pub max_num_batched_tokens: usize,
+    /// Of steps of many rows on a GPU, in place of the fastest.
+    pub products: Option<Products>,
 }
 
 impl<'a> Run<'a> {
@@ -55,6 +57,7 @@ impl<'a> Run<'a> {
             device: DeviceChoice::Cpu,
             dtype: None,
             max_num_batched_tokens: 64,
+            products: None,
         }
     }
 
@@ -67,6 +70,7 @@ impl<'a> Run<'a> {
             .device(self.device)
             .dtype(self.dtype)
             .max_num_batched_tokens(self.max_num_batched_tokens)
+            .products(self.products)
             .threads(Some(2))
             .build_around(|inner| Box::new(Recorder { inner, logits: logits.clone(), fault: self.fault }))
             .unwrap();

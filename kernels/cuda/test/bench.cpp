@@ -69,6 +69,7 @@ static void bench_ceilings() {
 }
 
 using Linear = int (*)(const aisp_ctx *, const aisp_weight *, const aisp_linear_args *, aisp_stream);
+static const std::pair<const char *, Linear> KINDS[] = {{"few", aisp_linear}, {"wide", aisp_wide_linear}, {"codes", linear_of_codes}};
 
 static void bench_linear() {
   const int shapes[][3] = {{6144, 4096, 0}, {4096, 4096, 0}, {28672, 4096, 1}, {4096, 14336, 0}, {128256, 4096, 0},
@@ -91,8 +92,10 @@ static void bench_linear() {
       Device<float> out((size_t)most * n);
       CK(aisp_fill_normal(CTX, x.ptr, x.count, 5, 0, 1, STREAM));
       const double floor_us = weights[0].bytes() / READ_RATE * 1e6;
-      for (bool wide : {false, true}) {
-        std::printf("%-6s %-5s %6dx%-7d", format_name.c_str(), wide ? "wide" : "few", n, k);
+      for (auto [name, linear] : KINDS) {
+        const bool wide = linear != aisp_linear;
+        if (linear == linear_of_codes && format != AISP_FP8) continue;
+        std::printf("%-6s %-5s %6dx%-7d", format_name.c_str(), name, n, k);
         for (auto &batch : batches) {
           aisp_linear_args args = {};
           args.x = x.ptr, args.ldx = k, args.output = gated ? AISP_OUT_SILU_MUL : AISP_OUT_F32, args.out = out.ptr, args.ldo = gated ? n / 2 : n;
@@ -101,7 +104,6 @@ static void bench_linear() {
             std::printf("  %8s  %4s ", "-", "");
             continue;
           }
-          const Linear linear = wide ? aisp_wide_linear : aisp_linear;
           const double us = time_graph([&] {
             for (auto &w : weights) {
               const aisp_weight view = w.view();
@@ -195,7 +197,7 @@ static int kv_format_named(const std::string &name) { return name == "fp4" ? AIS
 struct Step {
   Model &m;
   int batch, context, max_context; // as the engine records steps: for contexts up to 1024 at once
-  Device<float> residual, qkv, logits, sumsq;
+  Device<float> residual, qkv, logits, sumsq, x_scales, gated_scales;
   Device<aisp_bf16> x, q, attention, gated, delta, gate_up;
   Device<int32_t> ids, positions, slots, lens, tables, cu;
   std::vector<Pool> pools;
@@ -205,7 +207,8 @@ struct Step {
 
   Step(Model &model, int rows, int batch, int context, int kv_format = AISP_KV_BF16)
       : m(model), batch(batch), context(context), max_context(std::max(context, 1024)), residual((size_t)rows * m.s.hidden), qkv((size_t)rows * (m.s.heads + 2 * m.s.kvh) * m.s.dim),
-        logits((size_t)std::min(rows, 256) * m.s.vocab), sumsq((size_t)rows * m.s.hidden / 16), x((size_t)rows * m.s.hidden),
+        logits((size_t)std::min(rows, 256) * m.s.vocab), sumsq((size_t)rows * m.s.hidden / 16),
+        x_scales((size_t)(rows + 3) * m.s.hidden / 64), gated_scales((size_t)(rows + 3) * m.s.inner / 64), x((size_t)rows * m.s.hidden),
         q((size_t)rows * m.s.heads * m.s.dim), attention(q.count), gated((size_t)rows * m.s.inner), delta(x.count), gate_up((size_t)rows * 2 * m.s.inner),
         ids(rows), positions(rows), slots(rows), lens(batch), cu(batch + 1),
         workspace(aisp_decode_workspace_bytes(batch, m.s.heads, m.s.dim, max_context)), argmax_space(aisp_argmax_workspace_bytes(batch)),
@@ -249,24 +252,27 @@ struct Step {
     }
   }
   Linear product = aisp_linear;
-  void linear(const Matrix &w, const aisp_bf16 *from, int output, void *out, bool normed, bool next) {
+  void linear(const Matrix &w, const aisp_bf16 *from, int output, void *out, bool normed, bool next, const float *scales = nullptr,
+              float *next_scales = nullptr) {
     const aisp_weight view = w.view();
     aisp_linear_args args = {};
     args.x = from, args.ldx = w.k, args.output = output, args.out = out, args.ldo = output == AISP_OUT_SILU_MUL ? w.n / 2 : w.n, args.num_rows = (int)ids.count;
     if (normed) args.x_sumsq = sumsq.ptr, args.eps = 1e-5f;
     if (next) args.next_norm_weight = m.norm.ptr, args.next_x = x.ptr, args.next_sumsq = sumsq.ptr;
+    args.x_scales = scales, args.next_scales = next_scales, args.ld_scales = ((int)ids.count + 3) / 4 * 4;
     CK(product(CTX, &view, &args, STREAM));
   }
-  // All linears our own, norms folded into them.
-  void fused() {
+  // All linears our own, norms folded into them. `codes`: x in e4m3, but for the first and the output projections.
+  void fused(bool codes = false) {
+    float *const xs = codes ? x_scales.ptr : nullptr, *const gs = codes ? gated_scales.ptr : nullptr;
     const aisp_weight table = m.s.tied ? m.head.view() : m.embed.view();
     CK(aisp_embedding(CTX, &table, ids.ptr, nullptr, 0, (int)ids.count, residual.ptr, m.norm.ptr, x.ptr, sumsq.ptr, STREAM));
     for (int l = 0; l < m.s.layers; l++) {
-      linear(m.qkv[l], x.ptr, AISP_OUT_F32, qkv.ptr, true, false);
+      linear(m.qkv[l], x.ptr, AISP_OUT_F32, qkv.ptr, true, false, l ? xs : nullptr);
       attend(l);
-      linear(m.o[l], attention.ptr, AISP_OUT_RESIDUAL, residual.ptr, false, true);
-      linear(m.gate_up[l], x.ptr, AISP_OUT_SILU_MUL, gated.ptr, true, false);
-      linear(m.down[l], gated.ptr, AISP_OUT_RESIDUAL, residual.ptr, false, true);
+      linear(m.o[l], attention.ptr, AISP_OUT_RESIDUAL, residual.ptr, false, true, nullptr, xs);
+      linear(m.gate_up[l], x.ptr, AISP_OUT_SILU_MUL, gated.ptr, true, false, xs, gs);
+      linear(m.down[l], gated.ptr, AISP_OUT_RESIDUAL, residual.ptr, false, true, gs, l + 1 < m.s.layers ? xs : nullptr);
     }
     linear(m.head, x.ptr, AISP_OUT_F32, logits.ptr, true, false);
     CK(aisp_argmax(CTX, logits.ptr, m.s.vocab, batch, m.s.vocab, ids.ptr, argmax_space.ptr, STREAM));
@@ -327,12 +333,15 @@ static void bench_step() {
           const double floor_ms = (model.weight_bytes + kv_bytes) / READ_RATE * 1e3;
           size_t nodes = 0;
           double ms = 0;
-          for (bool wide : {false, true}) {
+          for (auto [name, linear] : KINDS) {
+            const bool wide = linear != aisp_linear;
+            if (linear == linear_of_codes && format_name != "fp8") continue;
             if (wide ? batch <= 8 || !aisp_has_wide_linear(CTX) : batch > AISP_LINEAR_MAX_ROWS) continue;
-            step.product = wide ? aisp_wide_linear : aisp_linear;
-            ms = time_graph([&] { step.fused(); }, 9, &nodes) / 1000;
+            const bool codes = linear == linear_of_codes;
+            step.product = codes ? aisp_wide_linear : linear;
+            ms = time_graph([&] { step.fused(codes); }, 9, &nodes) / 1000;
             std::printf("%s %s batch %d context %d: %s %.3f ms, floor %.3f, share %.2f, %zu nodes, KV %.2f GB\n", shape.name, format_name.c_str(),
-                        batch, context, wide ? "wide" : "few rows", ms, floor_ms, floor_ms / ms, nodes, kv_bytes / 1e9);
+                        batch, context, name, ms, floor_ms, floor_ms / ms, nodes, kv_bytes / 1e9);
           }
           if (format_name == "bf16" && batch > 8 && aisp_ctx_has_cublaslt(CTX)) {
             step.tune();

@@ -111,19 +111,53 @@ static std::vector<int> some_columns(int n, int count) {
 
 using Linear = int (*)(const aisp_ctx *, const aisp_weight *, const aisp_linear_args *, aisp_stream);
 
+// Rows of e4m3 values times a power of two, the largest in each 64, so that aisp_quantize_groups finds just them.
+static std::vector<aisp_bf16> coded_bf16(int rows, int k, uint64_t seed) {
+  Random random(seed);
+  std::vector<aisp_bf16> x((size_t)rows * k);
+  for (size_t i = 0; i < x.size(); i++) {
+    const int code = i % 64 == i / k % 64 ? 448 : (8 + random.below(8)) << random.below(5); // four bits and an exponent
+    x[i] = float_to_bf16(std::ldexp(random.below(2) ? -(float)code : (float)code, -(int)(i / k % 8)));
+  }
+  return x;
+}
+
+// Codes [rows, n] with a scale for each 64, 256 rows apart: near what they stand for, and none wider than needed.
+static void expect_codes(const std::vector<uint8_t> &codes, const std::vector<float> &scales, int rows, int n,
+                         const std::function<double(int, int)> &expected, const std::string &name) {
+  Nmse e, off;
+  int wide = 0;
+  for (int t = 0; t < rows; t++)
+    for (int group = 0; group < n / 64; group++) {
+      double most = 0;
+      for (int c = group * 64; c < group * 64 + 64; c++) {
+        const double value = e4m3_value(codes[(size_t)t * n + fp8_place(c)]), scale = scales[(size_t)group * 256 + t];
+        e.add(value * scale, expected(t, c));
+        off.add(value * scale, expected(t, c ^ 1));
+        most = std::max(most, std::fabs((double)value));
+      }
+      wide += most != 448;
+    }
+  expect_below(e.value(), 1.5e-3, name + " in e4m3");
+  expect_above(off.value(), 1e-2, name + " in e4m3, columns exchanged");
+  expect(wide == 0, name + " in e4m3: groups whose largest is not 448", wide, 0);
+}
+
 // `all_rows`: the most first. `invariant`: bits do not depend on the rows in the call, and rows may be chosen. `rounded`:
-// integer codes become bf16.
-static void check_products(const std::string &kind, Linear linear, const std::vector<int> &all_rows, bool invariant, bool rounded) {
+// integer codes become bf16. `codes`: of x too, which is such that nothing is lost by it; the matrix unit's sums are short then.
+static void check_products(const std::string &kind, Linear linear, const std::vector<int> &all_rows, bool invariant, bool rounded, bool codes = false) {
   const int shapes[][2] = {{960, 576}, {576, 1536}, {48, 64}, {6144, 4096}, {1024, 14336}, {4096, 2048}, {64, 2208}, {8192, 576}};
   const int T = all_rows[0];
-  for (int format : {AISP_BF16, AISP_FP8, AISP_W8G32, AISP_W4G32, AISP_NVFP4})
+  const auto formats = codes ? std::vector<int>{AISP_FP8} : std::vector<int>{AISP_BF16, AISP_FP8, AISP_W8G32, AISP_W4G32, AISP_NVFP4};
+  for (int format : formats)
     for (auto [n, k] : shapes) {
       if (std::getenv("SMALL") && n * k > 1000000) continue; // under a sanitizer
+      if (codes && k % 64) continue;
       const std::string name = kind + " " + format_name(format) + " " + std::to_string(n) + "x" + std::to_string(k);
-      const double tolerance = rounded && (format == AISP_W8G32 || format == AISP_W4G32) ? BF16_ROUNDING : 1e-9;
+      const double tolerance = codes ? 1e-7 : rounded && (format == AISP_W8G32 || format == AISP_W4G32) ? BF16_ROUNDING : 1e-9;
       Weight w = make_weight(format, n, k, SEED++);
       const aisp_weight view = w.view();
-      const auto x = rough_bf16((size_t)T * k, SEED++);
+      const auto x = codes ? coded_bf16(T, k, SEED++) : rough_bf16((size_t)T * k, SEED++);
       const Device<aisp_bf16> dx(x);
       const auto columns = some_columns(n, 96);
       const auto expected = product(x, T, w, columns);
@@ -240,6 +274,25 @@ static void check_products(const std::string &kind, Linear linear, const std::ve
           expect_same_bits(gy.data(), gated_whole.data(), (size_t)rows * (n / 2), name + " silu mul rows " + std::to_string(rows));
         }
       }
+
+      // What the next product reads, in e4m3.
+      if (invariant || n % 128) continue;
+      for (int rows : {T, 5}) {
+        Device<float> r(residual), sq((size_t)T * (n / 16)), scales((size_t)n / 64 * 256);
+        Device<uint8_t> next((size_t)T * n), gates((size_t)T * (n / 2));
+        aisp_linear_args fifth = args;
+        fifth.num_rows = rows, fifth.output = AISP_OUT_RESIDUAL, fifth.out = r.ptr, fifth.next_norm_weight = dweight.ptr, fifth.ld_scales = 256;
+        fifth.next_x = reinterpret_cast<aisp_bf16 *>(next.ptr), fifth.next_sumsq = sq.ptr, fifth.next_scales = scales.ptr;
+        CK(linear(CTX, &view, &fifth, STREAM));
+        const auto residual_now = r.get();
+        expect_codes(next.get(), scales.get(), rows, n, [&](int t, int c) { return (double)residual_now[(size_t)t * n + c] * weight[c]; }, name + " next x");
+        fifth.output = AISP_OUT_SILU_MUL, fifth.out = gates.ptr, fifth.ldo = n / 2, fifth.next_norm_weight = nullptr;
+        CK(linear(CTX, &view, &fifth, STREAM));
+        expect_codes(gates.get(), scales.get(), rows, n / 2, [&](int t, int c) {
+          const double g = whole[(size_t)t * n + c], u = whole[(size_t)t * n + n / 2 + c];
+          return g / (1 + std::exp(-g)) * u;
+        }, name + " silu mul");
+      }
     }
 }
 
@@ -247,6 +300,7 @@ static void check_linear() { check_products("linear", aisp_linear, {64, 1, 2, 3,
 static void check_wide() {
   if (!aisp_has_wide_linear(CTX)) return;
   check_products("wide linear", aisp_wide_linear, {200, 1, 9, 32, 33, 64, 65, 128, 129}, false, true);
+  check_products("wide linear of codes", linear_of_codes, {200, 1, 9, 32, 33, 64, 65, 128, 129}, false, false, true);
 }
 
 static void check_weights() {

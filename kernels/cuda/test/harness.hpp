@@ -126,6 +126,17 @@ struct Device {
   }
 };
 
+// aisp_wide_linear over x as e4m3 codes, which it makes of it first.
+inline int linear_of_codes(const aisp_ctx *ctx, const aisp_weight *w, const aisp_linear_args *args, aisp_stream stream) {
+  static const Device<uint8_t> codes((size_t)32 << 20);
+  static const Device<float> scales((size_t)1 << 20);
+  aisp_linear_args rest = *args;
+  rest.ld_scales = 256;
+  if (int code = aisp_quantize_groups(ctx, args->x, args->num_rows, w->k, codes.ptr, scales.ptr, rest.ld_scales, stream)) return code;
+  rest.x = reinterpret_cast<const aisp_bf16 *>(codes.ptr), rest.x_scales = scales.ptr;
+  return aisp_wide_linear(ctx, w, &rest, stream);
+}
+
 inline const char *format_name(int format) {
   static const char *names[] = {"bf16", "f32", "fp8", "w8g32", "w4g32", "nvfp4"};
   return names[format];

@@ -75,6 +75,9 @@ pub struct LinearArgs {
     pub next_norm_weight: *const f32,
     pub next_x: *mut c_void,
     pub next_sumsq: *mut f32,
+    pub x_scales: *const f32,
+    pub next_scales: *mut f32,
+    pub ld_scales: i64,
     pub row_ids: *const i32,
     pub num_rows: i32,
 }

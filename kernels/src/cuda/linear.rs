@@ -32,15 +32,49 @@ impl Rows<'_> {
     }
 }
 
+/// Values that share a scale in [`Fp8Groups`].
+pub const FP8_GROUP: usize = 64;
+
+/// Rows in e4m3, with a scale for each [`FP8_GROUP`] values.
+#[derive(Debug, Clone, Copy)]
+pub struct Fp8Groups<'a> {
+    /// `[rows, k]`, in the order of fp8 weights.
+    pub codes: DeviceSlice<'a, u8>,
+    /// `[k / FP8_GROUP, max_rows]`.
+    pub scales: DeviceSlice<'a, f32>,
+    /// Rows that there is room for, a multiple of 4.
+    pub max_rows: usize,
+}
+
+impl Fp8Groups<'_> {
+    /// The addresses of codes and scales of some rows.
+    fn of(&self, rows: usize, k: usize) -> Result<(*mut u8, *mut f32), CudaError> {
+        let rows = rows.max(self.max_rows);
+        Ok((
+            self.codes.at_least(PROJECTION, "codes", rows * k)?,
+            self.scales.at_least(PROJECTION, "scales", rows * k / FP8_GROUP)?,
+        ))
+    }
+}
+
 /// What a product reads.
 #[derive(Debug, Clone, Copy)]
 pub struct LinearInput<'a> {
     /// `[rows, k]`.
     pub x: DeviceSlice<'a, bf16>,
+    /// In place of `x`, by [`Gpu::wide_linear`] over fp8 weights.
+    pub codes: Option<Fp8Groups<'a>>,
     /// Of the rows of `x` before the norm: `[rows, k / 16]` and the norm's epsilon; then `x` is still to be divided.
     pub norm: Option<(DeviceSlice<'a, f32>, f32)>,
     /// `[n]`.
     pub bias: Option<&'a DeviceBuffer<f32>>,
+}
+
+impl<'a> LinearInput<'a> {
+    /// Rows as they are.
+    pub fn of(x: DeviceSlice<'a, bf16>) -> Self {
+        Self { x, codes: None, norm: None, bias: None }
+    }
 }
 
 /// The norm that the next product wants, made while the residual is written.
@@ -50,6 +84,8 @@ pub struct NextNorm<'a> {
     pub weight: &'a DeviceBuffer<f32>,
     /// `[rows, hidden_size]`.
     pub x: DeviceSlice<'a, bf16>,
+    /// In place of `x`, by [`Gpu::wide_linear`].
+    pub codes: Option<Fp8Groups<'a>>,
     /// `[rows, hidden_size / 16]`.
     pub sumsq: DeviceSlice<'a, f32>,
 }
@@ -63,6 +99,8 @@ pub enum LinearOutput<'a> {
     Residual(DeviceSlice<'a, f32>, NextNorm<'a>),
     /// Weights are gate over up: `silu(gate) * up`, `[rows, n / 2]`.
     SiluMul(DeviceSlice<'a, bf16>),
+    /// The same in e4m3, by [`Gpu::wide_linear`].
+    SiluMulFp8(Fp8Groups<'a>),
 }
 
 impl Gpu {
@@ -107,8 +145,12 @@ impl Gpu {
         let (n, k, num_rows) = (weight.out_features(), weight.in_features(), rows.len());
         // Listed rows lie anywhere in x, which the writer of the list answers for.
         let read_rows = if matches!(rows, Rows::First(_)) { num_rows } else { 1 };
+        let (x, x_scales) = match &input.codes {
+            None => (input.x.at_least(OP, "x", read_rows * k)?.cast(), std::ptr::null_mut()),
+            Some(groups) => groups.of(num_rows, k).map(|(codes, scales)| (codes.cast(), scales))?,
+        };
         let mut args = ffi::LinearArgs {
-            x: input.x.at_least(OP, "x", read_rows * k)?.cast(),
+            x,
             ldx: k as i64,
             x_sumsq: std::ptr::null(),
             eps: 0.0,
@@ -119,6 +161,9 @@ impl Gpu {
             next_norm_weight: std::ptr::null(),
             next_x: std::ptr::null_mut(),
             next_sumsq: std::ptr::null_mut(),
+            x_scales,
+            next_scales: std::ptr::null_mut(),
+            ld_scales: input.codes.map_or(0, |groups| groups.max_rows as i64),
             row_ids: std::ptr::null(),
             num_rows: num_rows as i32,
         };
@@ -138,12 +183,25 @@ impl Gpu {
                 args.output = ffi::OUT_RESIDUAL;
                 args.out = residual.at_least(OP, "residual", num_rows * n)?.cast();
                 args.next_norm_weight = next.weight.all().at_least(OP, "norm", n)?;
-                args.next_x = next.x.at_least(OP, "next x", num_rows * n)?.cast();
+                match next.codes {
+                    None => args.next_x = next.x.at_least(OP, "next x", num_rows * n)?.cast(),
+                    Some(groups) => {
+                        let (codes, scales) = groups.of(num_rows, n)?;
+                        (args.next_x, args.next_scales, args.ld_scales) =
+                            (codes.cast(), scales, groups.max_rows as i64);
+                    }
+                }
                 args.next_sumsq = next.sumsq.at_least(OP, "next sums of squares", num_rows * n / SUMSQ_WIDTH)?;
             }
             LinearOutput::SiluMul(out) => {
                 args.output = ffi::OUT_SILU_MUL;
                 args.out = out.at_least(OP, "out", num_rows * n / 2)?.cast();
+                args.ldo = n as i64 / 2;
+            }
+            LinearOutput::SiluMulFp8(groups) => {
+                args.output = ffi::OUT_SILU_MUL;
+                let (codes, scales) = groups.of(num_rows, n / 2)?;
+                (args.out, args.next_scales, args.ld_scales) = (codes.cast(), scales, groups.max_rows as i64);
                 args.ldo = n as i64 / 2;
             }
         }

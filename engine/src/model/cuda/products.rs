@@ -1,7 +1,7 @@
 //! Which kernels compute the products of a step: timed once, when the model is loaded.
 
 use aisp_kernels::cuda::{
-    CudaError, DeviceBuffer, DeviceSlice, DeviceWeight, Event, Gemm, GemmOperands, GemmOutput, GemmScratch,
+    CudaError, DeviceBuffer, DeviceSlice, DeviceWeight, Event, FP8_GROUP, Gemm, GemmOperands, GemmOutput, GemmScratch,
     WeightFormat,
 };
 use half::bf16;
@@ -9,7 +9,7 @@ use half::bf16;
 use super::{CudaDecoder, Layer, Workspace};
 use crate::error::EngineError;
 use crate::optimizations::Optimization;
-use crate::plan::{ActivationKind, Plan, ProductsKind};
+use crate::plan::{ActivationKind, Plan, Products, ProductsKind};
 
 const FLUSH: (&str, &str) = ("timing matrix products", "--gpu-memory-utilization");
 
@@ -25,19 +25,6 @@ const MOST_FEW_ROWS: usize = 128;
 /// Layers whose products are timed: together larger than the last cache.
 const TIMED_LAYERS: usize = 8;
 
-/// How the products of a step are computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Products {
-    /// 64 rows at a time.
-    FewRows,
-    /// All rows at once, by `wgmma`.
-    Wide,
-    /// cuBLASLt.
-    Library,
-    /// cuBLASLt, in the layers with x in e4m3 as the weights are.
-    LibraryFp8,
-}
-
 impl Products {
     /// The switch that allows them.
     pub fn optimization(self) -> Option<Optimization> {
@@ -45,7 +32,7 @@ impl Products {
             Self::FewRows => None,
             Self::Wide => Some(Optimization::WgmmaLinear),
             Self::Library => Some(Optimization::LibraryGemm),
-            Self::LibraryFp8 => Some(Optimization::ActivationsFp8),
+            Self::WideFp8 | Self::LibraryFp8 => Some(Optimization::ActivationsFp8),
         }
     }
 
@@ -102,19 +89,31 @@ impl CudaDecoder {
     pub(super) fn library(&self, products: Products) -> Option<(&LayerGemms, &Gemms)> {
         let gemms = self.gemms.as_ref()?;
         let layers = match products {
-            Products::FewRows | Products::Wide => None,
+            Products::FewRows | Products::Wide | Products::WideFp8 => None,
             Products::Library => gemms.bf16.as_ref(),
             Products::LibraryFp8 => gemms.fp8.as_ref(),
         };
         Some((layers?, gemms))
     }
 
-    /// Plans of cuBLASLt for the shapes of the model; none where the plan has no use for them. In e4m3 it multiplies
-    /// where every weight of every layer is in it.
+    /// Whether products of layers may read x in e4m3: where every weight of every layer is in it.
+    pub(super) fn allows_fp8(&self, plan: &Plan) -> bool {
+        let mut weights = self.layers.iter().flat_map(Layer::weights);
+        plan.activations == ActivationKind::Fp8 && weights.all(|weight| weight.format() == WeightFormat::Fp8)
+    }
+
+    /// Whether own kernels have code for such products, and take these shapes.
+    pub(super) fn allows_wide_fp8(&self, plan: &Plan) -> bool {
+        let widths = [self.config.hidden_size, self.config.intermediate_size];
+        self.allows_fp8(plan)
+            && self.gpu.has_wide_linear()
+            && widths.iter().all(|width| width.is_multiple_of(FP8_GROUP))
+    }
+
+    /// Plans of cuBLASLt for the shapes of the model; none where the plan has no use for them.
     pub(super) fn plan_products(&self, plan: &Plan) -> Result<Option<Gemms>, EngineError> {
         let bf16 = plan.products == ProductsKind::Library;
-        let all_fp8 = || self.layers.iter().flat_map(Layer::weights).all(|weight| weight.format() == WeightFormat::Fp8);
-        let fp8 = plan.activations == ActivationKind::Fp8 && all_fp8();
+        let fp8 = self.allows_fp8(plan);
         if !bf16 && !fp8 {
             return Ok(None);
         }
@@ -148,23 +147,30 @@ impl CudaDecoder {
     }
 
     /// Times the products that the plan allows, on the buffers that steps use: which of them computes a step of so many
-    /// rows is decided here, once.
+    /// rows is decided here, once. `only` takes the place of the fastest.
     ///
-    /// Errors: a product that failed.
-    pub fn time_products(&mut self, w: &Workspace, logits: &DeviceBuffer<f32>) -> Result<(), EngineError> {
+    /// Errors: a product that failed; an `only` that is not allowed.
+    pub fn time_products(
+        &mut self,
+        w: &Workspace,
+        logits: &DeviceBuffer<f32>,
+        only: Option<Products>,
+    ) -> Result<(), EngineError> {
         self.tune_library(w, logits)?;
-        if !self.wide && self.gemms.is_none() {
+        if let Some(only) = only {
+            if !self.allowed_products(FEW_ROWS).contains(&only) {
+                let message = format!("cannot be {only:?} with these optimizations on this device");
+                return Err(EngineError::InvalidSetting { name: "products", message });
+            }
+            self.fastest.push((w.max_rows, only));
+            return Ok(());
+        }
+        if self.allowed_products(FEW_ROWS).len() == 1 {
             return Ok(());
         }
         for rows in TIMED_ROWS.into_iter().filter(|rows| *rows <= w.max_rows) {
-            let allowed = [
-                (Products::FewRows, rows <= MOST_FEW_ROWS),
-                (Products::Wide, self.wide),
-                (Products::Library, self.library(Products::Library).is_some()),
-                (Products::LibraryFp8, self.library(Products::LibraryFp8).is_some()),
-            ];
             let mut fastest = (f32::INFINITY, Products::FewRows);
-            for (products, _) in allowed.into_iter().filter(|(_, allowed)| *allowed) {
+            for products in self.allowed_products(rows) {
                 let ms = self.time_layers(rows, products, w)?;
                 if ms < fastest.0 {
                     fastest = (ms, products);
@@ -173,6 +179,18 @@ impl CudaDecoder {
             self.fastest.push((rows, fastest.1));
         }
         Ok(())
+    }
+
+    /// What may compute a step of so many rows.
+    fn allowed_products(&self, rows: usize) -> Vec<Products> {
+        let all = [
+            (Products::FewRows, rows <= MOST_FEW_ROWS),
+            (Products::Wide, self.wide),
+            (Products::WideFp8, self.wide_fp8),
+            (Products::Library, self.library(Products::Library).is_some()),
+            (Products::LibraryFp8, self.library(Products::LibraryFp8).is_some()),
+        ];
+        all.into_iter().filter_map(|(products, allowed)| allowed.then_some(products)).collect()
     }
 
     /// Times cuBLASLt's algorithms.
@@ -208,8 +226,9 @@ impl CudaDecoder {
         for _ in 0..2 {
             start.record()?;
             for layer in self.layers.iter().take(TIMED_LAYERS) {
-                self.qkv(rows, layer, products, w)?;
-                self.mlp(rows, layer, products, &self.norm, w)?;
+                let codes = w.x_codes(products);
+                self.qkv(rows, layer, (products, codes), w)?;
+                self.mlp(rows, layer, products, (&self.norm, codes), w)?;
             }
             end.record()?;
         }
