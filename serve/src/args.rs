@@ -62,9 +62,10 @@ pub struct Args {
     #[arg(long, value_name = "TOKENS", default_value_t = 2048, help_heading = "Engine")]
     pub max_num_batched_tokens: usize,
 
-    /// Prompt tokens that `chunked-prefill` takes into a step with running answers: fewer keep those more even
-    #[arg(long, value_name = "TOKENS", default_value_t = 64, help_heading = "Engine")]
-    pub prefill_chunk_tokens: usize,
+    /// Prompt tokens that `chunked-prefill` takes into a step with running answers: fewer keep those more even, more let
+    /// prompts wait less [default: 64 on CPU, 512 on CUDA]
+    #[arg(long, value_name = "TOKENS", help_heading = "Engine")]
+    pub prefill_chunk_tokens: Option<usize>,
 
     /// On CPU the part of the free memory that the KV cache may take [default: 0.25]; on CUDA the part of the GPU's
     /// memory that everything together may take [default: 0.9]

@@ -84,7 +84,7 @@ impl Experiment for ChunkedPrefill {
 
     fn set_up(&mut self, arm: usize) -> Result<(), LabError> {
         let builder = Engine::builder().model(self.model.clone()).optimizations(self.arms[arm].1.clone());
-        let builder = builder.prefill_chunk_tokens(CHUNK_TOKENS).max_num_seqs(NUM_ANSWERS + 1);
+        let builder = builder.prefill_chunk_tokens(Some(CHUNK_TOKENS)).max_num_seqs(NUM_ANSWERS + 1);
         self.engines.push(builder.max_model_len(Some(2 * self.prompt.len())).build()?);
         Ok(())
     }
