@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex};
 
 use aisp_engine::optimizations::LogitBound;
 use aisp_engine::{
-    DeviceChoice, DeviceKind, Engine, EngineBuilder, Optimization, Products, Request, SamplingParams, Selection, TokenId,
+    DeviceChoice, DeviceKind, Engine, EngineBuilder, Optimization, Products, Request, SamplingParams, Selection,
+    TokenId,
 };
 use candle_core::DType;
 use support::forced::{Distance, PLAIN, Run, distance};
@@ -109,7 +110,10 @@ fn activations_in_fp8_keep_their_bound() {
         let run = Run { products: Some(products), ..run };
         let measured = report(&format!("{name}, {products:?}"), PLAIN, distance(&exact, &run.forced(&with(&[switch]))));
         assert!(measured.within(bound), "{products:?}: {measured:?} is beyond {bound:?}");
-        assert!(measured.mean_kl > weights.mean_kl, "{products:?}: {measured:?} against {weights:?}: x was not rounded");
+        assert!(
+            measured.mean_kl > weights.mean_kl,
+            "{products:?}: {measured:?} against {weights:?}: x was not rounded"
+        );
     }
     // The second part of the text reads the first from a wrong block.
     let parts = Run { fault: Fault::OffByOneBlock, max_num_batched_tokens: 256, ..run };

@@ -59,6 +59,12 @@ __device__ inline void wgmma_registers(float (&d)[64], const uint32_t (&a)[4], u
                : AISP_SUMS_32(d, 0), AISP_SUMS_32(d, 32)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
+// The same with b as [16][64] in shared memory, rows of 64 as in a tile; 16 rows on: 2048 bytes.
+__device__ inline void wgmma_registers_by_rows(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(AISP_WGMMA("64", AISP_0_15 "," AISP_16_31, "{%32,%33,%34,%35}, %36, p, 1, 1, 1")
+               : AISP_SUMS_32(d, 0)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
 // The same with a [64][16] in shared memory.
 __device__ inline void wgmma_shared(float (&d)[16], uint64_t a, uint64_t b) {
   asm volatile(AISP_WGMMA("32", AISP_0_15, "%16, %17, p, 1, 1, 0, 0") : AISP_SUMS_16(d, 0) : "l"(a), "l"(b));
@@ -86,6 +92,9 @@ __device__ inline void wgmma_e4m3(float (&d)[64], uint64_t a, uint64_t b, bool a
                : AISP_SUMS_32(d, 0), AISP_SUMS_32(d, 32)
                : "l"(a), "l"(b), "r"((int)add));
 }
+
+// What this thread put into shared memory by itself is there for matrix instructions, after a barrier.
+__device__ inline void shared_ready() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // Registers a thread, for all four warps of a group: given back, or taken from what others gave.
 template <int COUNT>

@@ -375,6 +375,25 @@ static void bench_prefill() {
   }
 }
 
+// The last 2048 tokens of a context, in one layer of 32 heads over 8.
+static void bench_prefill_attention(const char *kv_name, int format, int dim) {
+  constexpr int ROWS = 2048, HEADS = 32, KVH = 8;
+  for (int context : {2048, 8192}) {
+    const int max_blocks = context / 16;
+    const Pool pool(format, KVH, dim, (size_t)context, 1);
+    Device<aisp_bf16> q((size_t)ROWS * HEADS * dim), out(q.count);
+    CK(aisp_fill_normal(CTX, q.ptr, q.count, 3, 0, 1, STREAM));
+    std::vector<int32_t> t(max_blocks);
+    for (int i = 0; i < max_blocks; i++) t[i] = (int32_t)((i * 7919) % max_blocks);
+    const Device<int32_t> tables(t), lens(std::vector<int32_t>{context}), cu(std::vector<int32_t>{0, ROWS});
+    const aisp_kv_layer kv = pool.view();
+    const aisp_prefill_args args = {q.ptr, out.ptr, tables.ptr, max_blocks, cu.ptr, lens.ptr, 1, ROWS, HEADS, 0, 1 / std::sqrt((float)dim)};
+    const double us = time_graph([&] { CK(aisp_prefill_attention(CTX, &kv, &args, STREAM)); }, 5);
+    const double flops = 4.0 * dim * HEADS * ROWS * (context - ROWS / 2);
+    std::printf("prefill attention kv %s D %d, last %d of %d: %.1f us, %.0f TFLOP/s\n", kv_name, dim, ROWS, context, us, flops / us / 1e6);
+  }
+}
+
 static void bench_attention(const char *kv_name, int format) {
   const Shape shape = {"layer", 4096, 32, 8, 128, 64, 1, 64, true};
   for (auto [batch, context] : {std::pair<int, int>{1, 1024}, {1, 4096}, {1, 32768}, {8, 4096}, {32, 1024}, {32, 4096}, {64, 1024}, {64, 4096}, {256, 1024}}) {
@@ -405,6 +424,8 @@ static void bench_attention(const char *kv_name, int format) {
 static void bench_attention() {
   for (auto &name : words("KV", "bf16 fp8 fp4"))
     bench_attention(name.c_str(), kv_format_named(name));
+  for (auto &name : words("KV", "bf16 fp8 fp4"))
+    for (int dim : {64, 128}) bench_prefill_attention(name.c_str(), kv_format_named(name), dim);
 }
 
 int main(int argc, char **argv) {
