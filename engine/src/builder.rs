@@ -44,7 +44,6 @@ pub struct EngineBuilder {
     pub(crate) prefill_chunk_tokens: Option<usize>,
     pub(crate) kv_cache_memory_bytes: Option<u64>,
     pub(crate) num_kv_slots: Option<usize>,
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "of a GPU"))]
     pub(crate) products: Option<Products>,
     pub(crate) memory_utilization: Option<f64>,
     pub(crate) threads: Option<usize>,
