@@ -116,8 +116,8 @@ __global__ void __launch_bounds__(THREADS, Sizes<BN>::BLOCKS)
     add(first, 0);
     wgmma_wait<0>();
     add(second, 1);
+    __syncwarp(); // all lanes have read its scales
     if (lane == 0) barrier_arrive(empty + 8 * slot);
-    __syncwarp();
     if (++slot == S::STAGES) slot = 0, turn ^= 1;
   }
   __syncthreads(); // the ring has been read

@@ -40,8 +40,9 @@ __device__ inline uint64_t tile_descriptor(uint32_t address) {
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define AISP_SUMS_16(d, i) AISP_SUMS_8(d, i), AISP_SUMS_8(d, i + 8)
 #define AISP_SUMS_32(d, i) AISP_SUMS_16(d, i), AISP_SUMS_16(d, i + 16)
-#define AISP_WGMMA(n, sums, operands) \
-  "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n" n "k16.f32.bf16.bf16 {" sums "}, " operands ";\n}\n"
+#define AISP_WGMMA_OF(type, n, sums, operands) \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\nwgmma.mma_async.sync.aligned.m64n" n "k16.f32." type "." type " {" sums "}, " operands ";\n}\n"
+#define AISP_WGMMA(n, sums, operands) AISP_WGMMA_OF("bf16", n, sums, operands)
 
 // d[64 x columns] += a[64 x 16] b[16 x columns], bf16 with f32 sums; a in registers, b [columns][16] in shared memory.
 __device__ inline void wgmma_registers(float (&d)[16], const uint32_t (&a)[4], uint64_t b) {
@@ -62,6 +63,17 @@ __device__ inline void wgmma_registers(float (&d)[64], const uint32_t (&a)[4], u
 // The same with b as [16][64] in shared memory, rows of 64 as in a tile; 16 rows on: 2048 bytes.
 __device__ inline void wgmma_registers_by_rows(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(AISP_WGMMA("64", AISP_0_15 "," AISP_16_31, "{%32,%33,%34,%35}, %36, p, 1, 1, 1")
+               : AISP_SUMS_32(d, 0)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+// Both of f16.
+__device__ inline void wgmma_f16(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(AISP_WGMMA_OF("f16", "64", AISP_0_15 "," AISP_16_31, "{%32,%33,%34,%35}, %36, p, 1, 1, 0")
+               : AISP_SUMS_32(d, 0)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+__device__ inline void wgmma_f16_by_rows(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile(AISP_WGMMA_OF("f16", "64", AISP_0_15 "," AISP_16_31, "{%32,%33,%34,%35}, %36, p, 1, 1, 1")
                : AISP_SUMS_32(d, 0)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }

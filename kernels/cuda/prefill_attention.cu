@@ -6,10 +6,11 @@
 // Bytes      q, out once; K and V once for each 128 rows (a row is a token and one of the heads that share a kv head).
 // Flops      4 D a row and visible position, on tensor cores: by wgmma on Hopper for D of 64 and 128, else by mma.
 // Launch     grid (tiles of 128 rows, KVH, S), the tile with the longest context first; 8 warps of 16 rows. Tiles of
-//            64 positions, two in shared memory, loaded asynchronously while the other is used.
+//            64 positions. By mma, two in shared memory, loaded while the other is used. By wgmma, a ring of four, filled by four
+//            warps more (of fp8 and fp4 eight); values of a tile are multiplied together with the keys of the next.
 // Sums       in f32; tiles in order with a running maximum. Tiles are aligned to absolute positions and a fully
 //            masked tile changes no bit, so a row's result does not depend on its chunk.
-#include "hopper.cuh"
+#include "prefill_tiles.cuh"
 
 namespace aisp {
 
@@ -17,125 +18,24 @@ int prepare_decode_attention(const aisp_ctx *ctx);
 
 namespace {
 
-constexpr int WARPS = 8;
 constexpr int ROWS = WARPS * 16;
-constexpr int TILE = 64;
 constexpr float NEVER = -INFINITY;
-
-struct Call {
-  aisp_kv_layer kv;
-  aisp_prefill_args args;
-  int group;
-};
-
-// Where 8 values of a position lie in a tile of keys or values. WGMMA: rows of 64 values, pieces swizzled by row % 8, one such
-// tile after the other; else whole rows, apart enough that banks differ.
-template <int D, bool WGMMA>
-__host__ __device__ constexpr int row_stride() { return WGMMA ? 128 : D * 2 + 16; }
-template <int D, bool WGMMA>
-__host__ __device__ constexpr int tile_bytes() { return WGMMA ? TILE * D * 2 : TILE * row_stride<D, WGMMA>(); }
-template <int D, bool WGMMA>
-__host__ __device__ constexpr int shared_bytes() { return 2 * 2 * (tile_bytes<D, WGMMA>() + TILE * 4); } // two tiles and the scales of fp8
-template <int D, bool WGMMA>
-__device__ inline uint32_t place_of(int row, int piece) {
-  return WGMMA ? piece / 8 * TILE * 128 + row * 128 + ((piece ^ row) & 7) * 16 : row * row_stride<D, WGMMA>() + piece * 16;
-}
-
-// The pieces of 8 values that a thread copies of each tile. Blocks are looked up a tile ahead.
-template <int D, int KV, bool WGMMA>
-struct Pieces {
-  static constexpr int A_ROW = D / 8, TURNS = TILE * A_ROW / (WARPS * 32);
-  int32_t block[TURNS];
-  uint2 codes[2][TURNS];     // of keys, of values
-  uint32_t scales[2][TURNS]; // of fp4
-  int32_t scale_block;       // of fp8: a thread has that of one position, of its key or of its value
-  float scale;
-
-  static __device__ inline int row(int turn) { return (turn * WARPS * 32 + (int)threadIdx.x) / A_ROW; }
-  static __device__ inline int piece(int turn) { return (turn * WARPS * 32 + (int)threadIdx.x) % A_ROW; }
-  __device__ inline void look_up(const int32_t *block_table, int tile, int context) {
-#pragma unroll
-    for (int i = 0; i < TURNS; i++) {
-      const int position = tile * TILE + row(i);
-      block[i] = position < context ? block_table[position / AISP_BLOCK_SIZE] : 0;
-    }
-    if constexpr (KV == AISP_KV_FP8) {
-      const int position = tile * TILE + (int)threadIdx.x % TILE;
-      scale_block = position < context && threadIdx.x < 2 * TILE ? block_table[position / AISP_BLOCK_SIZE] : -1;
-    }
-  }
-  // Asks for a tile; bf16 goes to its place by itself.
-  __device__ inline void load(const Call &call, int kv_head, int tile, int context, uint32_t k_to, uint32_t v_to) {
-#pragma unroll
-    for (int i = 0; i < TURNS; i++) {
-      const int position = tile * TILE + row(i);
-      const bool valid = position < context;
-      const int64_t at = ((int64_t)block[i] * call.kv.num_kv_heads + kv_head) * AISP_BLOCK_SIZE + position % AISP_BLOCK_SIZE;
-      if constexpr (KV == AISP_KV_BF16) {
-        const uint32_t to = place_of<D, WGMMA>(row(i), piece(i));
-        copy_async_16(k_to + to, static_cast<const __nv_bfloat16 *>(call.kv.k) + at * D + piece(i) * 8, valid);
-        copy_async_16(v_to + to, static_cast<const __nv_bfloat16 *>(call.kv.v) + at * D + piece(i) * 8, valid);
-      } else {
-#pragma unroll
-        for (int which = 0; which < 2; which++) {
-          const auto *from = static_cast<const uint8_t *>(which ? call.kv.v : call.kv.k) + at * kv_row_bytes(KV, D);
-          const void *scale = which ? call.kv.v_scales : call.kv.k_scales; // of fp4
-          codes[which][i] = make_uint2(0, 0), scales[which][i] = 0;
-          if (!valid) continue;
-          if constexpr (KV == AISP_KV_FP8) {
-            codes[which][i] = reinterpret_cast<const uint2 *>(from)[piece(i)];
-          } else {
-            codes[which][i].x = reinterpret_cast<const uint32_t *>(from)[piece(i)];
-            scales[which][i] = static_cast<const uint16_t *>(scale)[at * (D / 16) + piece(i) / 2];
-          }
-        }
-      }
-    }
-    if constexpr (KV == AISP_KV_FP8) {
-      const float *from = static_cast<const float *>(threadIdx.x < TILE ? call.kv.k_scales : call.kv.v_scales);
-      const int64_t at = ((int64_t)scale_block * call.kv.num_kv_heads + kv_head) * AISP_BLOCK_SIZE + threadIdx.x % AISP_BLOCK_SIZE;
-      scale = scale_block < 0 ? 0.0f : from[at];
-    }
-  }
-  // Puts what was asked for in its place, as bf16; of fp8 the codes alone, and their scales to a table.
-  __device__ inline void store(uint32_t k_to, uint32_t v_to, float *scale_to) {
-    if (KV == AISP_KV_FP8 && threadIdx.x < 2 * TILE) scale_to[threadIdx.x] = scale;
-    if constexpr (KV != AISP_KV_BF16)
-#pragma unroll
-      for (int i = 0; i < TURNS; i++)
-#pragma unroll
-        for (int which = 0; which < 2; which++) {
-          uint32_t w[4];
-          if constexpr (KV == AISP_KV_FP8) {
-            e4m3x4_to_bf16(codes[which][i].x, w[0], w[1]);
-            e4m3x4_to_bf16(codes[which][i].y, w[2], w[3]);
-          } else {
-#pragma unroll
-            for (int j = 0; j < 4; j++) w[j] = e2m1_pair(codes[which][i].x, j, e2m1_factor(scales[which][i] * 0x10001u));
-          }
-          asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"((which ? v_to : k_to) + place_of<D, WGMMA>(row(i), piece(i))), "r"(w[0]),
-                       "r"(w[1]), "r"(w[2]), "r"(w[3]) : "memory");
-        }
-  }
-};
 
 template <int N, typename T>
 __device__ inline T (&part_of(T *values, int index))[N] { return *reinterpret_cast<T(*)[N]>(values + index * N); }
 
-// score[16 x 64] = q k^T for a warp's rows; score[4 n ..] are those of positions 8 n + lane % 4 * 2 + {0, 1}, of row lane / 4 and of
-// eight below.
-template <int D, bool WGMMA>
+// score[16 x 64] += q k^T for a warp's rows; score[4 n ..] are those of positions 8 n + lane % 4 * 2 + {0, 1}, of row lane / 4 and of
+// eight below. By wgmma it is only begun.
+template <int D, int KV, bool WGMMA>
 __device__ inline void multiply_keys(float (&score)[TILE / 2], const uint32_t (&q)[D / 16][4], uint32_t k, int lane) {
-#pragma unroll
-  for (int i = 0; i < TILE / 2; i++) score[i] = 0;
   if constexpr (WGMMA) {
 #ifdef AISP_HOPPER
-    wgmma_fence();
 #pragma unroll
-    for (int j = 0; j < D / 16; j++) wgmma_registers(score, q[j], tile_descriptor(k + j / 4 * TILE * 128) + j % 4 * 2);
-    wgmma_commit();
-    wgmma_wait<0>();
-    wgmma_done(score);
+    for (int j = 0; j < D / 16; j++) {
+      const uint64_t keys = tile_descriptor(k + j / 4 * TILE * 128) + j % 4 * 2;
+      if constexpr (in_f16<KV, WGMMA>()) wgmma_f16(score, q[j], keys);
+      else wgmma_registers(score, q[j], keys);
+    }
 #endif
   } else {
     const uint32_t at = k + (lane % 8 + lane / 16 * 8) * row_stride<D, WGMMA>() + lane / 8 % 2 * 16;
@@ -150,24 +50,19 @@ __device__ inline void multiply_keys(float (&score)[TILE / 2], const uint32_t (&
       }
   }
 }
-// o[16 x D] += weights v, the weights where the scores were.
-template <int D, bool WGMMA>
-__device__ inline void multiply_values(float (&o)[D / 2], const float (&weight)[TILE / 2], uint32_t v, int lane) {
-  uint32_t p[TILE / 16][4];
-#pragma unroll
-  for (int n = 0; n < TILE / 16; n++)
-#pragma unroll
-    for (int i = 0; i < 4; i++) p[n][i] = pack_bf16(weight[8 * n + 2 * i], weight[8 * n + 2 * i + 1]);
+// o[16 x D] += p v, the weights in bf16 where the scores were.
+template <int D, int KV, bool WGMMA>
+__device__ inline void multiply_values(float (&o)[D / 2], const uint32_t (&p)[TILE / 16][4], uint32_t v, int lane) {
   if constexpr (WGMMA) {
 #ifdef AISP_HOPPER
-    wgmma_fence();
 #pragma unroll
     for (int n = 0; n < TILE / 16; n++)
 #pragma unroll
-      for (int part = 0; part < D / 64; part++) wgmma_registers_by_rows(part_of<32>(o, part), p[n], tile_descriptor(v + part * TILE * 128 + n * 16 * 128));
-    wgmma_commit();
-    wgmma_wait<0>();
-    wgmma_done(o);
+      for (int part = 0; part < D / 64; part++) {
+        const uint64_t values = tile_descriptor(v + part * TILE * 128 + n * 16 * 128);
+        if constexpr (in_f16<KV, WGMMA>()) wgmma_f16_by_rows(part_of<32>(o, part), p[n], values);
+        else wgmma_registers_by_rows(part_of<32>(o, part), p[n], values);
+      }
 #endif
   } else {
     const uint32_t at = v + lane % 16 * row_stride<D, WGMMA>() + lane / 16 * 16;
@@ -183,8 +78,48 @@ __device__ inline void multiply_values(float (&o)[D / 2], const float (&weight)[
   }
 }
 
+#ifdef AISP_HOPPER
+// What the copying warps do: tiles [begin, end) into the ring.
+template <int D, int KV, typename KOf, typename VOf, typename ScalesOf>
+__device__ inline void fill_ring(const Call &call, const int32_t *block_table, int kv_head, int begin, int end, int context, uint32_t full,
+                                 KOf k_of, VOf v_of, ScalesOf scales_of) {
+  constexpr int STAGES = stages<true>();
+  Pieces<D, KV, true> pieces;
+  auto arrive = [&](int tile) {
+    shared_ready();
+    barrier_arrive(full + (tile - begin) % STAGES * 16);
+  };
+  pieces.look_up(block_table, begin, context);
+#pragma unroll 1
+  for (int tile = begin; tile < end; tile++) {
+    const int n = tile - begin;
+    auto make_room = [&]() {
+      if (n >= STAGES) barrier_wait(full + n % STAGES * 16 + 8, (n / STAGES - 1) & 1);
+    };
+    if constexpr (KV == AISP_KV_BF16) {
+      make_room();
+      pieces.load(call, kv_head, tile, context, k_of(n), v_of(n));
+      pieces.look_up(block_table, tile + 1, context);
+      copy_async_commit();
+      copy_async_wait<1>();
+      if (n > 0) arrive(tile - 1);
+    } else {
+      pieces.load(call, kv_head, tile, context, 0, 0);
+      pieces.look_up(block_table, tile + 1, context);
+      make_room();
+      pieces.store(k_of(n), v_of(n), scales_of(n));
+      arrive(tile);
+    }
+  }
+  if constexpr (KV == AISP_KV_BF16) {
+    copy_async_wait<0>();
+    arrive(end - 1);
+  }
+}
+#endif
+
 template <int D, int KV, bool WGMMA>
-__global__ void __launch_bounds__(WARPS * 32, 1) prefill_attention_kernel(const Call call) {
+__global__ void __launch_bounds__(threads<KV, WGMMA>(), 1) prefill_attention_kernel(const Call call) {
 #if !defined(AISP_HOPPER)
   if constexpr (WGMMA) return;
 #endif
@@ -221,16 +156,35 @@ __global__ void __launch_bounds__(WARPS * 32, 1) prefill_attention_kernel(const 
   const int block_high = first_position + (min(row_tile * ROWS + ROWS, num_rows) - 1) / group;
   const int tile_begin = max(block_low - window + 1, 0) / TILE, tile_end = block_high / TILE + 1;
 
-  const uint32_t base = shared_address(shared);
-  auto k_of = [&](int tile) { return base + (tile & 1) * 2 * tile_bytes<D, WGMMA>(); };
-  auto v_of = [&](int tile) { return k_of(tile) + tile_bytes<D, WGMMA>(); };
-  auto scales_of = [&](int tile) { return reinterpret_cast<float *>(shared + 4 * tile_bytes<D, WGMMA>()) + (tile & 1) * 2 * TILE; };
+  // Of the n-th tile: `full` and, eight bytes on, `empty` are barriers.
+  constexpr int STAGES = stages<WGMMA>();
+  const uint32_t base = shared_address(shared), full = base + shared_bytes<D, WGMMA>() - STAGES * 16;
+  auto k_of = [&](int n) { return base + n % STAGES * 2 * tile_bytes<D, WGMMA>(); };
+  auto v_of = [&](int n) { return k_of(n) + tile_bytes<D, WGMMA>(); };
+  auto scales_of = [&](int n) { return reinterpret_cast<float *>(shared + STAGES * 2 * tile_bytes<D, WGMMA>()) + n % STAGES * 2 * TILE; };
+#ifdef AISP_HOPPER
+  if constexpr (WGMMA) {
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < STAGES; i++) barrier_init(full + i * 16, Pieces<D, KV, true>::COPIERS), barrier_init(full + i * 16 + 8, WARPS);
+      barriers_ready();
+    }
+    __syncthreads();
+    if (warp >= WARPS) {
+      registers_down<copy_warps<KV, WGMMA>() == 4 ? 88 : 56>(); // all together no more than the block has
+      fill_ring<D, KV>(call, block_table, kv_head, tile_begin, tile_end, context, full, k_of, v_of, scales_of);
+      return;
+    }
+    registers_up<copy_warps<KV, WGMMA>() == 4 ? 208 : 200>();
+  }
+#endif
   Pieces<D, KV, WGMMA> pieces;
-  pieces.look_up(block_table, tile_begin, context);
-  pieces.load(call, kv_head, tile_begin, context, k_of(tile_begin), v_of(tile_begin));
-  pieces.store(k_of(tile_begin), v_of(tile_begin), scales_of(tile_begin));
-  copy_async_commit();
-  pieces.look_up(block_table, tile_begin + 1, context);
+  if constexpr (!WGMMA) {
+    pieces.look_up(block_table, tile_begin, context);
+    pieces.load(call, kv_head, tile_begin, context, k_of(0), v_of(0));
+    pieces.store(k_of(0), v_of(0), scales_of(0));
+    copy_async_commit();
+    pieces.look_up(block_table, tile_begin + 1, context);
+  }
 
   constexpr int KSTEPS = D / 16;
   uint32_t q[KSTEPS][4];
@@ -241,6 +195,11 @@ __global__ void __launch_bounds__(WARPS * 32, 1) prefill_attention_kernel(const 
       q[j][i] = position[i % 2] < 0 ? 0u
                                     : *reinterpret_cast<const uint32_t *>(reinterpret_cast<const __nv_bfloat16 *>(args.q) + row_at[i % 2] +
                                                                           j * 16 + i / 2 * 8 + lane % 4 * 2);
+  if constexpr (in_f16<KV, WGMMA>())
+#pragma unroll
+    for (int j = 0; j < KSTEPS; j++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) q[j][i] = pack_f16(f16_range(bf16_low(q[j][i])), f16_range(bf16_high(q[j][i])));
   float o[D / 2];
 #pragma unroll
   for (int i = 0; i < D / 2; i++) o[i] = 0;
@@ -248,28 +207,66 @@ __global__ void __launch_bounds__(WARPS * 32, 1) prefill_attention_kernel(const 
   constexpr float LATER = KV == AISP_KV_FP4 ? E2M1_LATER : 1.0f; // of keys and of values
   const float scale = args.scale * 1.44269504f * LATER;
 
+  uint32_t p[TILE / 16][4] = {}; // weights of tile `weighed`, whose values are still to be multiplied (wgmma)
+  int weighed = -1;
+  auto leave = [&](int n) {
+#ifdef AISP_HOPPER
+    __syncwarp(); // all lanes have read its scales
+    if (lane == 0) barrier_arrive(full + n % STAGES * 16 + 8);
+#endif
+  };
+  auto add_weighed = [&]() {
+#ifdef AISP_HOPPER
+    wgmma_fence();
+    multiply_values<D, KV, WGMMA>(o, p, v_of(weighed), lane);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_done(o);
+    leave(weighed);
+    weighed = -1;
+#endif
+  };
+
 #pragma unroll 1
   for (int tile = tile_begin; tile < tile_end; tile++) {
-    copy_async_wait<0>();
-#ifdef AISP_HOPPER
-    if (WGMMA) shared_ready();
-#endif
-    __syncthreads(); // the tile is here, and the other one is no longer read
-    const bool more = tile + 1 < tile_end;
-    if (more) {
-      pieces.load(call, kv_head, tile + 1, context, k_of(tile + 1), v_of(tile + 1));
-      if (!WGMMA) pieces.store(k_of(tile + 1), v_of(tile + 1), scales_of(tile + 1));
-      pieces.look_up(block_table, tile + 2, context);
-    }
-    copy_async_commit();
-    if (tile * TILE > high || (tile + 1) * TILE <= low - window + 1) { // nothing visible to these rows
-      if (WGMMA && more) pieces.store(k_of(tile + 1), v_of(tile + 1), scales_of(tile + 1));
-      continue;
-    }
-
+    const int n = tile - tile_begin;
+    const bool visible = tile * TILE <= high && (tile + 1) * TILE > low - window + 1; // to these rows
     float score[TILE / 2];
-    multiply_keys<D, WGMMA>(score, q, k_of(tile), lane);
-    const float *const scales = scales_of(tile) + lane % 4 * 2; // of fp8
+#pragma unroll
+    for (int i = 0; i < TILE / 2; i++) score[i] = 0;
+    if constexpr (WGMMA) {
+#ifdef AISP_HOPPER
+      barrier_wait(full + n % STAGES * 16, n / STAGES & 1);
+      if (!visible) {
+        if (weighed >= 0) add_weighed();
+        leave(n);
+        continue;
+      }
+      // Of the first tile its own values, by weights of zero: a branch here would make each instruction wait.
+      const uint32_t values = v_of(weighed < 0 ? n : weighed);
+      wgmma_fence();
+      multiply_values<D, KV, WGMMA>(o, p, values, lane);
+      multiply_keys<D, KV, WGMMA>(score, q, k_of(n), lane);
+      wgmma_commit();
+      wgmma_wait<0>();
+      wgmma_done(o);
+      wgmma_done(score);
+      if (weighed >= 0) leave(weighed);
+      weighed = n;
+#endif
+    } else {
+      copy_async_wait<0>();
+      __syncthreads(); // the tile is here, and the other one is no longer read
+      if (tile + 1 < tile_end) {
+        pieces.load(call, kv_head, tile + 1, context, k_of(n + 1), v_of(n + 1));
+        pieces.store(k_of(n + 1), v_of(n + 1), scales_of(n + 1));
+        pieces.look_up(block_table, tile + 2, context);
+      }
+      copy_async_commit();
+      if (!visible) continue;
+      multiply_keys<D, KV, WGMMA>(score, q, k_of(n), lane);
+    }
+    const float *const scales = scales_of(n) + lane % 4 * 2; // of fp8
     if constexpr (KV == AISP_KV_FP8)
 #pragma unroll
       for (int i = 0; i < TILE / 2; i++) score[i] *= scales[i / 4 * 8 + i % 2];
@@ -302,9 +299,11 @@ __global__ void __launch_bounds__(WARPS * 32, 1) prefill_attention_kernel(const 
     }
 #pragma unroll
     for (int i = 0; i < D / 2; i++) o[i] *= shrink[i / 2 % 2];
-    if (WGMMA && more) pieces.store(k_of(tile + 1), v_of(tile + 1), scales_of(tile + 1));
-    multiply_values<D, WGMMA>(o, score, v_of(tile), lane);
+#pragma unroll
+    for (int i = 0; i < TILE / 4; i++) p[i / 4][i % 4] = in_f16<KV, WGMMA>() ? pack_f16(score[2 * i], score[2 * i + 1]) : pack_bf16(score[2 * i], score[2 * i + 1]);
+    if (!WGMMA) multiply_values<D, KV, WGMMA>(o, p, v_of(n), lane);
   }
+  if (WGMMA && weighed >= 0) add_weighed();
 
 #pragma unroll
   for (int i = 0; i < 2; i++) {
@@ -312,7 +311,7 @@ __global__ void __launch_bounds__(WARPS * 32, 1) prefill_attention_kernel(const 
     sum += __shfl_xor_sync(ALL_LANES, sum, 1);
     sum += __shfl_xor_sync(ALL_LANES, sum, 2);
     if (position[i] < 0) continue;
-    const float by = LATER / sum;
+    const float by = (in_f16<KV, WGMMA>() ? 1 / F16_RANGE : LATER) / sum;
     uint32_t *to = reinterpret_cast<uint32_t *>(reinterpret_cast<__nv_bfloat16 *>(args.out) + row_at[i] + lane % 4 * 2);
 #pragma unroll
     for (int j = 0; j < D / 8; j++) to[j * 4] = pack_bf16(o[4 * j + 2 * i] * by, o[4 * j + 2 * i + 1] * by);
@@ -322,7 +321,7 @@ __global__ void __launch_bounds__(WARPS * 32, 1) prefill_attention_kernel(const 
 template <int D, int KV, bool WGMMA>
 int start(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
   const dim3 grid((unsigned)ceil_div((int64_t)call.args.max_query_len * call.group, ROWS), call.kv.num_kv_heads, call.args.num_seqs);
-  return launch(ctx, prefill_attention_kernel<D, KV, WGMMA>, grid, WARPS * 32, shared_bytes<D, WGMMA>(), stream, call);
+  return launch(ctx, prefill_attention_kernel<D, KV, WGMMA>, grid, threads<KV, WGMMA>(), shared_bytes<D, WGMMA>(), stream, call);
 }
 template <int D, int KV>
 int choose(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
