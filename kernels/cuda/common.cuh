@@ -28,7 +28,7 @@ namespace aisp {
 inline int raise_all(std::initializer_list<int (*)()> raises) {
   for (auto raise : raises)
     if (int code = raise()) {
-      // Heads of 256 want more shared memory than small cards have; they are refused at the launch there.
+      // Some kernels want more shared memory than small cards have; if chosen there, they are refused at the launch.
       if (code != cudaErrorInvalidValue) return code;
       cudaGetLastError();
     }

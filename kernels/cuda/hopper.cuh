@@ -1,5 +1,5 @@
 // What only Hopper has: matrix instructions of four warps, tiles copied by the tensor memory accelerator, clusters.
-// Source: the PTX ISA manual, 8.0 and newer. All of it needs code for sm_90a.
+// Source: the PTX ISA manual, 8.0 and newer. In code for sm_90a alone.
 #pragma once
 
 #include <cuda.h>
@@ -77,7 +77,7 @@ __device__ inline void wgmma_f16_by_rows(float (&d)[32], const uint32_t (&a)[4],
                : AISP_SUMS_32(d, 0)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
-// The same with a [64][16] in shared memory.
+// bf16 as above, a [64][16] and b [columns][16] both in shared memory.
 __device__ inline void wgmma_shared(float (&d)[16], uint64_t a, uint64_t b) {
   asm volatile(AISP_WGMMA("32", AISP_0_15, "%16, %17, p, 1, 1, 0, 0") : AISP_SUMS_16(d, 0) : "l"(a), "l"(b));
 }

@@ -50,7 +50,7 @@ __device__ inline void multiply_keys(float (&score)[TILE / 2], const uint32_t (&
       }
   }
 }
-// o[16 x D] += p v, the weights in bf16 where the scores were.
+// o[16 x D] += p v, the weights in bf16 or f16 where the scores were. By wgmma it is only begun.
 template <int D, int KV, bool WGMMA>
 __device__ inline void multiply_values(float (&o)[D / 2], const uint32_t (&p)[TILE / 16][4], uint32_t v, int lane) {
   if constexpr (WGMMA) {
@@ -224,6 +224,8 @@ __global__ void __launch_bounds__(threads<KV, WGMMA>(), 1) prefill_attention_ker
     wgmma_done(o);
     leave(weighed);
     weighed = -1;
+#pragma unroll
+    for (int i = 0; i < TILE / 4; i++) p[i / 4][i % 4] = 0;
 #endif
   };
 

@@ -14,13 +14,13 @@ struct Call {
   int group;
 };
 
-// fp8 on Hopper: what is multiplied is f16, in which the card turns codes by one instruction a pair, exactly.
+// fp8 by wgmma: what is multiplied is f16, into which the card turns codes by one instruction a pair, exactly.
 template <int KV, bool WGMMA>
 __host__ __device__ constexpr bool in_f16() { return WGMMA && KV == AISP_KV_FP8; }
 
-// Weights times the scales of values would be too small for it. A value of fp8 may be 57344 at most.
+// Weights times the scales of values would be too small for it. Values beyond 57316 are cut there, as queries are beyond 65504.
 constexpr float F16_RANGE = 512.0f;
-__device__ inline float f16_range(float x) { return fminf(fmaxf(x, -65504.0f), 65504.0f); }
+__device__ inline float f16_range(float x) { return fabsf(x) > 65504.0f ? copysignf(65504.0f, x) : x; } // NaN stays
 
 // Where 8 values of a position lie in a tile of keys or values. WGMMA: rows of 64 values, pieces swizzled by row % 8, one such
 // tile after the other; else whole rows, apart enough that banks differ.
@@ -102,10 +102,10 @@ struct Pieces {
       const float *from = static_cast<const float *>(me() < TILE ? call.kv.k_scales : call.kv.v_scales);
       const int64_t at = ((int64_t)scale_block * call.kv.num_kv_heads + kv_head) * AISP_BLOCK_SIZE + me() % AISP_BLOCK_SIZE;
       scale = scale_block < 0 ? 0.0f : from[at];
-      if (in_f16<KV, WGMMA>() && me() >= TILE) scale *= F16_RANGE;
+      if (in_f16<KV, WGMMA>() && me() >= TILE) scale = f16_range(scale * F16_RANGE);
     }
   }
-  // Puts what was asked for in its place, as bf16; of fp8 the codes alone, and their scales to a table.
+  // Puts what was asked for in its place, as bf16 or f16; of fp8 the codes alone, and their scales to a table.
   __device__ inline void store(uint32_t k_to, uint32_t v_to, float *scale_to) {
     if (KV == AISP_KV_FP8 && me() < 2 * TILE) scale_to[me()] = scale;
     if constexpr (KV != AISP_KV_BF16)

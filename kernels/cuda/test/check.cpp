@@ -737,13 +737,15 @@ static void check_prefill() {
   };
   const Case cases[] = {{128, 32, 8, AISP_KV_BF16, 0}, {64, 9, 3, AISP_KV_BF16, 0},   {128, 8, 8, AISP_KV_FP8, 0},  {64, 14, 2, AISP_KV_BF16, 100},
                         {96, 12, 2, AISP_KV_BF16, 0},  {256, 4, 2, AISP_KV_BF16, 77}, {32, 16, 1, AISP_KV_BF16, 0},
-                        {128, 32, 8, AISP_KV_FP4, 0},  {64, 9, 3, AISP_KV_FP4, 100},  {96, 12, 2, AISP_KV_FP4, 0}};
+                        {128, 32, 8, AISP_KV_FP4, 0},  {64, 9, 3, AISP_KV_FP4, 100},  {96, 12, 2, AISP_KV_FP4, 0},
+                        {64, 9, 3, AISP_KV_FP8, 100},  {128, 16, 1, AISP_KV_FP8, 0},  {64, 16, 1, AISP_KV_BF16, 0}};
   for (const auto &c : cases) {
     const std::string name = "prefill D " + std::to_string(c.dim) + " heads " + std::to_string(c.heads) + "/" + std::to_string(c.kvh) +
                              kv_name(c.format) + " window " + std::to_string(c.window);
-    const std::vector<int> contexts = {300, 1, 64, 129, 37}, queries = {300, 1, 3, 129, 20};
+    // The last goes three times around a ring of four tiles.
+    const std::vector<int> contexts = {300, 1, 64, 129, 37, 1100}, queries = {300, 1, 3, 129, 20, 40};
     const int S = (int)contexts.size();
-    const Pool pool(S, 320, c.kvh, c.dim, c.format, contexts, true);
+    const Pool pool(S, 1104, c.kvh, c.dim, c.format, contexts, true);
     std::vector<int32_t> cu = {0};
     for (int n : queries) cu.push_back(cu.back() + n);
     const int T = cu.back();

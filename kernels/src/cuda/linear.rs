@@ -47,6 +47,18 @@ pub struct Fp8Groups<'a> {
 }
 
 impl Fp8Groups<'_> {
+    /// Where a product leaves such rows: their codes, while their scales go into `args`, whose tables have one number of rows.
+    fn leave(&self, args: &mut ffi::LinearArgs, rows: usize, k: usize) -> Result<*mut u8, CudaError> {
+        let (codes, scales) = self.of(rows, k)?;
+        let actual = self.max_rows as i64;
+        if args.ld_scales != 0 && args.ld_scales != actual {
+            let (actual, needed) = (self.max_rows, args.ld_scales as usize);
+            return Err(CudaError::TooSmall { op: PROJECTION, what: "scales", actual, needed });
+        }
+        (args.next_scales, args.ld_scales) = (scales, actual);
+        Ok(codes)
+    }
+
     /// The addresses of codes and scales of some rows.
     fn of(&self, rows: usize, k: usize) -> Result<(*mut u8, *mut f32), CudaError> {
         let rows = rows.max(self.max_rows);
@@ -183,14 +195,10 @@ impl Gpu {
                 args.output = ffi::OUT_RESIDUAL;
                 args.out = residual.at_least(OP, "residual", num_rows * n)?.cast();
                 args.next_norm_weight = next.weight.all().at_least(OP, "norm", n)?;
-                match next.codes {
-                    None => args.next_x = next.x.at_least(OP, "next x", num_rows * n)?.cast(),
-                    Some(groups) => {
-                        let (codes, scales) = groups.of(num_rows, n)?;
-                        (args.next_x, args.next_scales, args.ld_scales) =
-                            (codes.cast(), scales, groups.max_rows as i64);
-                    }
-                }
+                args.next_x = match next.codes {
+                    None => next.x.at_least(OP, "next x", num_rows * n)?.cast(),
+                    Some(groups) => groups.leave(&mut args, num_rows, n)?.cast(),
+                };
                 args.next_sumsq = next.sumsq.at_least(OP, "next sums of squares", num_rows * n / SUMSQ_WIDTH)?;
             }
             LinearOutput::SiluMul(out) => {
@@ -200,8 +208,7 @@ impl Gpu {
             }
             LinearOutput::SiluMulFp8(groups) => {
                 args.output = ffi::OUT_SILU_MUL;
-                let (codes, scales) = groups.of(num_rows, n / 2)?;
-                (args.out, args.next_scales, args.ld_scales) = (codes.cast(), scales, groups.max_rows as i64);
+                args.out = groups.leave(&mut args, num_rows, n / 2)?.cast();
                 args.ldo = n as i64 / 2;
             }
         }
