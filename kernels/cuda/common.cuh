@@ -303,6 +303,11 @@ __device__ inline uint32_t pack_f16(float low, float high) {
 }
 // Rounds to the nearest e4m3, saturating at 448.
 __device__ inline uint8_t float_to_e4m3(float x) { return __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3); }
+__device__ inline uint16_t floats_to_e4m3x2(float low, float high) {
+  return __nv_cvt_float2_to_fp8x2(make_float2(low, high), __NV_SATFINITE, __NV_E4M3);
+}
+// The scale of values of which `most` is the largest.
+__device__ inline float e4m3_scale(float most) { return fmaxf(most, 1e-30f) / 448.0f; }
 
 // The e2m1 codes at bits 4 * `nibble` and 16 more, as bf16 times 2^-126 (there a bf16 has the same bits), times `factor`.
 __device__ inline uint32_t e2m1_pair(uint32_t word, int nibble, uint32_t factor) {

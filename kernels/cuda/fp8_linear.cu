@@ -27,7 +27,7 @@ struct Sizes {
   static constexpr int SCALE_BYTES = STAGE_K / SCALED_K * BN * 4, STAGE = (BN + BM) * STAGE_K;
   static constexpr int FIT = (MOST - TABLE_BYTES) / (STAGE + SCALE_BYTES), STAGES = FIT < 8 ? FIT : 8;
   static constexpr int RING = STAGES * STAGE, SHARED = RING + STAGES * SCALE_BYTES + TABLE_BYTES;
-  static_assert(BN * (BM + 4) * 4 <= RING && STAGES >= 3, "sums take the ring's place");
+  static_assert(BN * sum_row(BM) * 4 <= RING && STAGES >= 3, "sums take the ring's place");
 };
 
 template <int BN>
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(THREADS, Sizes<BN>::BLOCKS)
   if (thread == 0) {
     prefetch_map(w_map);
     for (int slot = 0; slot < S::STAGES; slot++) barrier_init(full + 8 * slot, 1), barrier_init(empty + 8 * slot, WARPS);
-    barriers_ready();
+    shared_ready();
     for (int i = 0; i < ahead; i++) copy_w(i, i);
     prefetch_map(x_map), prefetch_map(scale_map);
   }
@@ -122,11 +122,7 @@ __global__ void __launch_bounds__(THREADS, Sizes<BN>::BLOCKS)
   }
   __syncthreads(); // the ring has been read
 
-  float *const mine = reinterpret_cast<float *>(shared);
-#pragma unroll
-  for (int i = 0; i < BN / 2; i++)
-    mine[(i / 4 * 8 + lane % 4 * 2 + i % 2) * (BM + 4) + warp * 16 + lane / 4 + i / 2 % 2 * 8] = sums[i];
-  finish_sums<true, BM, THREADS>(args, tiles, shared, splits, first_tile, first_row, t_begin, t_end, row_scale, 1);
+  finish_sums<true, BM, THREADS>(sums, args, tiles, shared, splits, first_tile, first_row, t_begin, t_end, row_scale, 1);
 #endif
 }
 

@@ -105,9 +105,6 @@ __device__ inline void wgmma_e4m3(float (&d)[64], uint64_t a, uint64_t b, bool a
                : "l"(a), "l"(b), "r"((int)add));
 }
 
-// What this thread put into shared memory by itself is there for matrix instructions, after a barrier.
-__device__ inline void shared_ready() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
 // Registers a thread, for all four warps of a group: given back, or taken from what others gave.
 template <int COUNT>
 __device__ inline void registers_down() {
@@ -123,8 +120,9 @@ __device__ inline void registers_up() {
 __device__ inline void barrier_init(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-// After the first thread's barrier_init, before another thread or a copy uses them.
-__device__ inline void barriers_ready() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+// What this thread put into shared memory by itself, barriers too, is there for copies and matrix instructions; for those that other
+// threads begin after a barrier.
+__device__ inline void shared_ready() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ inline void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }

@@ -143,10 +143,10 @@ __global__ void __launch_bounds__(ROW_THREADS) quantize_rows_kernel(const __nv_b
   __syncthreads();
 #pragma unroll
   for (int w = 0; w < ROW_THREADS / 32; w++) most = fmaxf(most, shared[w]);
-  const float scale = fmaxf(most, 1e-30f) / 448.0f, inverse = 1.0f / scale;
+  const float scale = e4m3_scale(most), inverse = 1.0f / scale;
   // In the order of weights: word i of 16 values holds values 2i, 2i + 1, 8 + 2i and 9 + 2i.
   auto codes = [&](uint32_t pair) -> uint32_t {
-    return __nv_cvt_float2_to_fp8x2(make_float2(bf16_low(pair) * inverse, bf16_high(pair) * inverse), __NV_SATFINITE, __NV_E4M3);
+    return floats_to_e4m3x2(bf16_low(pair) * inverse, bf16_high(pair) * inverse);
   };
   for (int i = threadIdx.x; i < k / 16; i += ROW_THREADS) {
     const uint4 a = row[2 * i], b = row[2 * i + 1];
@@ -169,12 +169,11 @@ __global__ void quantize_groups_kernel(const uint4 *x, int num_rows, int k, uint
   for (int j = 0; j < 4; j++) most = fmaxf(most, fmaxf(fabsf(bf16_low(pairs[j])), fabsf(bf16_high(pairs[j]))));
 #pragma unroll
   for (int offset = 4; offset; offset >>= 1) most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, offset));
-  const float scale = fmaxf(most, 1e-30f) / 448.0f, inverse = 1.0f / scale;
+  const float scale = e4m3_scale(most), inverse = 1.0f / scale;
   if (!valid) return;
 #pragma unroll
   for (int j = 0; j < 4; j++)
-    *reinterpret_cast<uint16_t *>(out + t * k + fp8_byte(at + 2 * j)) =
-        __nv_cvt_float2_to_fp8x2(make_float2(bf16_low(pairs[j]) * inverse, bf16_high(pairs[j]) * inverse), __NV_SATFINITE, __NV_E4M3);
+    *reinterpret_cast<uint16_t *>(out + t * k + fp8_byte(at + 2 * j)) = floats_to_e4m3x2(bf16_low(pairs[j]) * inverse, bf16_high(pairs[j]) * inverse);
   if (at % 64 == 0) scales[at / 64 * ld_scales + t] = scale;
 }
 

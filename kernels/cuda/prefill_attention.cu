@@ -18,6 +18,8 @@ int prepare_decode_attention(const aisp_ctx *ctx);
 
 namespace {
 
+using namespace prefill;
+
 constexpr int ROWS = WARPS * 16;
 constexpr float NEVER = -INFINITY;
 
@@ -166,7 +168,7 @@ __global__ void __launch_bounds__(threads<KV, WGMMA>(), 1) prefill_attention_ker
   if constexpr (WGMMA) {
     if (threadIdx.x == 0) {
       for (int i = 0; i < STAGES; i++) barrier_init(full + i * 16, Pieces<D, KV, true>::COPIERS), barrier_init(full + i * 16 + 8, WARPS);
-      barriers_ready();
+      shared_ready();
     }
     __syncthreads();
     if (warp >= WARPS) {

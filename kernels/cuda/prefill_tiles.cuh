@@ -3,7 +3,7 @@
 
 #include "hopper.cuh"
 
-namespace aisp {
+namespace aisp::prefill {
 
 constexpr int WARPS = 8;  // that multiply
 constexpr int TILE = 64;  // positions
@@ -130,4 +130,4 @@ struct Pieces {
   }
 };
 
-} // namespace aisp
+} // namespace aisp::prefill

@@ -109,7 +109,7 @@ __device__ inline void store_kv(const Head &head, const aisp_kv_layer &kv, int k
     float most = 0;
 #pragma unroll
     for (int j = 0; j < MAX_PAIRS; j++) most = fmaxf(most, fmaxf(fabsf(head.a[j]), fabsf(head.b[j])));
-    const float scale = fmaxf(warp_max(most), 1e-30f) / 448.0f;
+    const float scale = e4m3_scale(warp_max(most));
     uint8_t *to = static_cast<uint8_t *>(data) + at * dim;
     if (lane == 0) static_cast<float *>(scales)[at] = scale;
 #pragma unroll

@@ -73,7 +73,7 @@ __global__ void quantize_fp8_kernel(const __nv_bfloat16 *w, int k, uint8_t *data
   const int64_t n = blockIdx.x;
   float most = 0;
   for (int i = threadIdx.x; i < k; i += blockDim.x) most = fmaxf(most, fabsf(__bfloat162float(w[n * k + i])));
-  const float scale = fmaxf(block_max(most, shared), 1e-30f) / 448.0f;
+  const float scale = e4m3_scale(block_max(most, shared));
   for (int i = threadIdx.x; i < k; i += blockDim.x) data[n * k + fp8_byte(i)] = float_to_e4m3(__bfloat162float(w[n * k + i]) / scale);
   if (threadIdx.x == 0) scales[n] = scale;
 }

@@ -9,6 +9,9 @@ namespace aisp {
 
 constexpr int MAX_SPLITS = 8; // blocks of a cluster
 
+// Floats from a row of a block's sums to the next; the padding spreads a fragment over the banks.
+__host__ __device__ constexpr int sum_row(int rows_of_w) { return rows_of_w + 4; }
+
 constexpr int SCALED_K = 64;  // e4m3 values of a row of x that share a scale
 
 // x in e4m3 too: fp8_linear.cu.
@@ -123,9 +126,9 @@ __device__ inline void store_codes(uint8_t *row, const aisp_linear_args &args, i
   float most = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
 #pragma unroll
   for (int offset = 8; offset; offset >>= 1) most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, offset));
-  const float scale = fmaxf(most, 1e-30f) / 448.0f, inverse = 1.0f / scale;
-  const uint32_t low = __nv_cvt_float2_to_fp8x2(make_float2(v.x * inverse, v.y * inverse), __NV_SATFINITE, __NV_E4M3);
-  const uint32_t high = __nv_cvt_float2_to_fp8x2(make_float2(v.z * inverse, v.w * inverse), __NV_SATFINITE, __NV_E4M3);
+  const float scale = e4m3_scale(most), inverse = 1.0f / scale;
+  const uint32_t low = floats_to_e4m3x2(v.x * inverse, v.y * inverse);
+  const uint32_t high = floats_to_e4m3x2(v.z * inverse, v.w * inverse);
   // A word holds two columns of the first eight of a tile and the two eight further: lanes two apart trade halves.
   const bool first = c % 16 < 8;
   const uint32_t other = __shfl_xor_sync(ALL_LANES, first ? high : low, 2);
@@ -180,16 +183,20 @@ __device__ inline void finish_gated(const aisp_linear_args &args, const Tiles &t
     *reinterpret_cast<uint2 *>(static_cast<aisp_bf16 *>(args.out) + at.t * args.ldo + c) = half_of(v);
 }
 
-// The end of a block of BM rows of W: its sums, [rows of x][BM + 4], lie at the start of its shared memory, `shared` (written, not
-// yet waited for). Those of the cluster's blocks are added in order, and rows [t_begin, t_end) are finished here.
-template <bool CHANNEL_SCALES, int BM, int THREADS>
-__device__ inline void finish_sums(const aisp_linear_args &args, const Tiles &tiles, const uint8_t *shared, int splits, int first_tile, int first_row,
+// The end of a block of BM rows of W: a lane's sums, as wgmma leaves them, go to the start of the block's shared memory, `shared`,
+// [rows of x][sum_row(BM)], which nobody reads any more. Those of the cluster's blocks are added in order, and rows [t_begin, t_end)
+// are finished here.
+template <bool CHANNEL_SCALES, int BM, int THREADS, int N>
+__device__ inline void finish_sums(const float (&sums)[N], const aisp_linear_args &args, const Tiles &tiles, uint8_t *shared, int splits, int first_tile, int first_row,
                                    int t_begin, int t_end, const float *row_scale, float tensor_scale) {
   constexpr int ROW_QUADS = BM / 4, BATCH = 2; // quads of a thread that are under way at once
-  const int rows = t_end - t_begin, thread = threadIdx.x;
+  const int rows = t_end - t_begin, thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
+#pragma unroll
+  for (int i = 0; i < N; i++)
+    reinterpret_cast<float *>(shared)[(i / 4 * 8 + lane % 4 * 2 + i % 2) * sum_row(BM) + warp * 16 + lane / 4 + i / 2 % 2 * 8] = sums[i];
   const uint32_t mine = shared_address(shared);
   auto gather = [&](int t, int quad) {
-    const int at = (t * (BM + 4) + quad * 4) * 4;
+    const int at = (t * sum_row(BM) + quad * 4) * 4;
     if (splits == 1) return *reinterpret_cast<const float4 *>(shared + at);
     float4 parts[MAX_SPLITS];
 #pragma unroll

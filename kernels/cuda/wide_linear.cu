@@ -30,8 +30,7 @@ struct Block {
   static constexpr int WARPS = 4 * GROUPS, THREADS = 32 * WARPS, BM = 64 * GROUPS;
   static constexpr int SPAN = span<F, BN>(), STAGE_K = 64 * SPAN, ROW_BYTES = SPAN * step_bytes<F>();
   static constexpr int X_BYTES = BN * 2 * STAGE_K, W_BYTES = BM * ROW_BYTES, STAGE = X_BYTES + W_BYTES;
-  static constexpr int SUM_ROW = BM + 4; // floats; the padding spreads a fragment over the banks
-  static constexpr int SUM_BYTES = BN * SUM_ROW * 4;
+  static constexpr int SUM_BYTES = BN * sum_row(BM) * 4;
   static constexpr int TABLE_BYTES = 256 + BN * 4; // barriers, and the norm scales of rows of x
   static constexpr int FIT = (SHARED_BYTES - 1024 - TABLE_BYTES) / STAGE, STAGES = FIT < 12 ? FIT : 12;
   static constexpr int RING = STAGES * STAGE > SUM_BYTES ? STAGES * STAGE : SUM_BYTES;
@@ -174,7 +173,7 @@ __global__ void __launch_bounds__(128 * GROUPS, 1)
   if (thread == 0) {
     prefetch_map(x_map);
     for (int slot = 0; slot < B::STAGES; slot++) barrier_init(full + 8 * slot, 1), barrier_init(empty + 8 * slot, B::WARPS);
-    barriers_ready();
+    shared_ready();
     for (int i = 0; i < B::STAGES && i < total; i++) copy_w(i, i);
   }
   const uint8_t *scale_rows[2] = {nullptr, nullptr};
@@ -261,14 +260,9 @@ __global__ void __launch_bounds__(128 * GROUPS, 1)
     if (++i == total) break;
   }
   wgmma_wait<0>();
-  __syncthreads();
+  __syncthreads(); // the ring has been read
 
-  // Sums [BN][SUM_ROW] over the ring.
-  float *const mine = reinterpret_cast<float *>(shared);
-#pragma unroll
-  for (int i = 0; i < BN / 2; i++)
-    mine[(i / 4 * 8 + lane % 4 * 2 + i % 2) * B::SUM_ROW + warp * 16 + lane / 4 + i / 2 % 2 * 8] = sums[i];
-  finish_sums<F == AISP_FP8, B::BM, B::THREADS>(args, tiles, shared, splits, first_tile, first_row, t_begin, t_end, row_scale,
+  finish_sums<F == AISP_FP8, B::BM, B::THREADS>(sums, args, tiles, shared, splits, first_tile, first_row, t_begin, t_end, row_scale,
                                                 F == AISP_NVFP4 ? tensor_scale : 1.0f);
 #endif
 }

@@ -262,9 +262,9 @@ impl CudaDecoder {
         let head = self.lm_head.as_ref().unwrap_or(&self.embedding);
         // Of a step of decodes every row is wanted, in order.
         let in_order = shape.is_decode() && num_logits == shape.num_rows;
-        match (products, self.library(products)) {
-            (_, Some((_, gemms))) if in_order => gemms.multiply(num_logits, (&gemms.head, head), w.x.all(), w, out)?,
-            (Products::Wide | Products::WideFp8, _) if in_order => {
+        match self.library(products) {
+            Some((_, gemms)) if in_order => gemms.multiply(num_logits, (&gemms.head, head), w.x.all(), w, out)?,
+            None if in_order && products.are_wide() => {
                 self.gpu.wide_linear(head, num_logits, self.normed(w, 0, true), LinearOutput::F32(out))?;
             }
             _ => self.by_parts(Products::FewRows, num_logits, |start, len| {
@@ -340,8 +340,7 @@ impl CudaDecoder {
         rows: usize,
         part: impl Fn(usize, usize) -> Result<(), CudaError>,
     ) -> Result<(), EngineError> {
-        let whole = matches!(products, Products::Wide | Products::WideFp8);
-        let most = if whole { rows.max(1) } else { LINEAR_MAX_ROWS };
+        let most = if products.are_wide() { rows.max(1) } else { LINEAR_MAX_ROWS };
         for start in (0..rows).step_by(most) {
             part(start, most.min(rows - start))?;
         }
@@ -356,9 +355,9 @@ impl CudaDecoder {
         input: LinearInput<'_>,
         output: LinearOutput<'_>,
     ) -> Result<(), CudaError> {
-        match products {
-            Products::Wide | Products::WideFp8 => self.gpu.wide_linear(weight, rows, input, output),
-            _ => self.gpu.linear(weight, Rows::First(rows), input, output),
+        match products.are_wide() {
+            true => self.gpu.wide_linear(weight, rows, input, output),
+            false => self.gpu.linear(weight, Rows::First(rows), input, output),
         }
     }
 

@@ -36,6 +36,11 @@ impl Products {
         }
     }
 
+    /// Whether own kernels compute all rows of a step at once.
+    pub(super) fn are_wide(self) -> bool {
+        matches!(self, Self::Wide | Self::WideFp8)
+    }
+
     /// Whether cuBLASLt computes them; x is then divided by its norm before, not after.
     pub(super) fn are_library(self) -> bool {
         matches!(self, Self::Library | Self::LibraryFp8)
