@@ -198,7 +198,8 @@ struct Step {
   Model &m;
   int batch, context, max_context; // as the engine records steps: for contexts up to 1024 at once
   Device<float> residual, qkv, logits, sumsq, x_scales, gated_scales;
-  Device<aisp_bf16> x, q, attention, gated, delta, gate_up;
+  Device<aisp_bf16> x, q, attention, gated, gate_up;
+  Device<float> delta;
   Device<int32_t> ids, positions, slots, lens, tables, cu;
   std::vector<Pool> pools;
   Device<uint8_t> workspace, argmax_space, gemm_space;
@@ -209,8 +210,8 @@ struct Step {
       : m(model), batch(batch), context(context), max_context(std::max(context, 1024)), residual((size_t)rows * m.s.hidden), qkv((size_t)rows * (m.s.heads + 2 * m.s.kvh) * m.s.dim),
         logits((size_t)std::min(rows, 256) * m.s.vocab), sumsq((size_t)rows * m.s.hidden / 16),
         x_scales((size_t)(rows + 3) * m.s.hidden / 64), gated_scales((size_t)(rows + 3) * m.s.inner / 64), x((size_t)rows * m.s.hidden),
-        q((size_t)rows * m.s.heads * m.s.dim), attention(q.count), gated((size_t)rows * m.s.inner), delta(x.count), gate_up((size_t)rows * 2 * m.s.inner),
-        ids(rows), positions(rows), slots(rows), lens(batch), cu(batch + 1),
+        q((size_t)rows * m.s.heads * m.s.dim), attention(q.count), gated((size_t)rows * m.s.inner), gate_up((size_t)rows * 2 * m.s.inner),
+        delta((size_t)rows * m.s.hidden), ids(rows), positions(rows), slots(rows), lens(batch), cu(batch + 1),
         workspace(aisp_decode_workspace_bytes(batch, m.s.heads, m.s.dim, max_context)), argmax_space(aisp_argmax_workspace_bytes(batch)),
         gemm_space(32 << 20), max_blocks(context / 16 + 2) {
     CK(aisp_memset(workspace.ptr, 0, workspace.count, STREAM));
@@ -277,40 +278,70 @@ struct Step {
     linear(m.head, x.ptr, AISP_OUT_F32, logits.ptr, true, false);
     CK(aisp_argmax(CTX, logits.ptr, m.s.vocab, batch, m.s.vocab, ids.ptr, argmax_space.ptr, STREAM));
   }
-  void tune(aisp_gemm **plan, int out_format, const Matrix &w, const void *from, void *out, int rows) {
-    CK(aisp_gemm_create(CTX, AISP_BF16, out_format, w.n, w.k, plan));
+  // Products by cuBLASLt, weights and x in bf16, or in e4m3 with x rounded before each.
+  int format = AISP_BF16;
+  Device<uint8_t> codes;
+  void tune(aisp_gemm **plan, int out_format, const Matrix &w, const aisp_bf16 *from, void *out, int rows) {
+    CK(aisp_gemm_create(CTX, w.format, out_format, w.n, w.k, plan));
     Device<uint8_t> flush((size_t)128 << 20);
     float us;
-    CK(aisp_gemm_tune(*plan, rows, from, nullptr, w.data.ptr, nullptr, out, gemm_space.ptr, gemm_space.count, flush.ptr, flush.count, STREAM, &us));
-    std::printf("  gemm %dx%d rows %d: %.1f us, %.0f TFLOP/s\n", w.n, w.k, rows, us, 2.0 * w.n * w.k * rows / us / 1e6);
+    const aisp_weight view = w.view();
+    const bool fp8 = w.format == AISP_FP8;
+    if (fp8) round(from, rows, w.k);
+    CK(aisp_gemm_tune(*plan, rows, fp8 ? (const void *)codes.ptr : from, fp8 ? x_scales.ptr : nullptr, view.data,
+                      fp8 ? (const float *)view.scales : nullptr, out, gemm_space.ptr, gemm_space.count, flush.ptr, flush.count, STREAM, &us));
+    std::printf("  gemm %s %dx%d rows %d: %.1f us, %.0f TFLOP/s\n", format_name(w.format), w.n, w.k, rows, us, 2.0 * w.n * w.k * rows / us / 1e6);
   }
   void tune() {
     const int rows = (int)ids.count;
+    format = m.qkv[0].format;
+    if (format == AISP_FP8) codes = Device<uint8_t>((size_t)rows * std::max(m.s.inner, m.s.hidden));
     tune(&plans.qkv, AISP_F32, m.qkv[0], x.ptr, qkv.ptr, rows);
-    tune(&plans.o, AISP_BF16, m.o[0], attention.ptr, delta.ptr, rows);
+    tune(&plans.o, AISP_F32, m.o[0], attention.ptr, delta.ptr, rows);
     tune(&plans.gate_up, AISP_BF16, m.gate_up[0], x.ptr, gate_up.ptr, rows);
-    tune(&plans.down, AISP_BF16, m.down[0], gated.ptr, delta.ptr, rows);
+    tune(&plans.down, AISP_F32, m.down[0], gated.ptr, delta.ptr, rows);
     tune(&plans.head, AISP_F32, m.head, x.ptr, logits.ptr, batch);
   }
-  void gemm(aisp_gemm *plan, const Matrix &w, const void *from, void *out, int rows) {
-    CK(aisp_gemm_run(plan, rows, from, nullptr, w.data.ptr, nullptr, out, gemm_space.ptr, gemm_space.count, STREAM));
+  void round(const aisp_bf16 *from, int rows, int k) { CK(aisp_quantize_rows(CTX, from, nullptr, 0, rows, k, codes.ptr, x_scales.ptr, STREAM)); }
+  void gemm(aisp_gemm *plan, const Matrix &w, const aisp_bf16 *from, void *out, int rows) {
+    const aisp_weight view = w.view();
+    const bool fp8 = w.format == AISP_FP8;
+    CK(aisp_gemm_run(plan, rows, fp8 ? (const void *)codes.ptr : from, fp8 ? x_scales.ptr : nullptr, view.data,
+                     fp8 ? (const float *)view.scales : nullptr, out, gemm_space.ptr, gemm_space.count, STREAM));
   }
-  // Linears by cuBLASLt (bf16 weights).
+  // What a layer is made of where cuBLASLt multiplies.
+  using Op = std::pair<const char *, std::function<void(int)>>;
+  std::vector<Op> library_ops() {
+    const int rows = (int)ids.count;
+    std::vector<Op> ops;
+    auto round_for = [&](const aisp_bf16 *from, int k) {
+      if (format == AISP_FP8) ops.emplace_back("round", [=](int) { round(from, rows, k); });
+    };
+    auto add_and_norm = [=](int) {
+      CK(aisp_residual_rms_norm(CTX, residual.ptr, delta.ptr, AISP_F32, m.norm.ptr, 1e-5f, rows, m.s.hidden, x.ptr, STREAM));
+    };
+    round_for(x.ptr, m.s.hidden);
+    ops.emplace_back("qkv", [=](int l) { gemm(plans.qkv, m.qkv[l], x.ptr, qkv.ptr, rows); });
+    ops.emplace_back("rope and attention", [=](int l) { attend(l); });
+    round_for(attention.ptr, m.s.heads * m.s.dim);
+    ops.emplace_back("o", [=](int l) { gemm(plans.o, m.o[l], attention.ptr, delta.ptr, rows); });
+    ops.emplace_back("residual and norm", add_and_norm);
+    round_for(x.ptr, m.s.hidden);
+    ops.emplace_back("gate and up", [=](int l) { gemm(plans.gate_up, m.gate_up[l], x.ptr, gate_up.ptr, rows); });
+    ops.emplace_back("silu mul", [=](int) { CK(aisp_silu_mul(CTX, gate_up.ptr, AISP_BF16, rows, m.s.inner, gated.ptr, STREAM)); });
+    round_for(gated.ptr, m.s.inner);
+    ops.emplace_back("down", [=](int l) { gemm(plans.down, m.down[l], gated.ptr, delta.ptr, rows); });
+    ops.emplace_back("residual and norm", add_and_norm);
+    return ops;
+  }
   void library() {
     const int rows = (int)ids.count;
     const aisp_weight table = m.s.tied ? m.head.view() : m.embed.view();
     CK(aisp_embedding(CTX, &table, ids.ptr, nullptr, 0, rows, residual.ptr, nullptr, nullptr, nullptr, STREAM));
     CK(aisp_rms_norm(CTX, residual.ptr, m.norm.ptr, 1e-5f, rows, m.s.hidden, x.ptr, STREAM));
-    for (int l = 0; l < m.s.layers; l++) {
-      gemm(plans.qkv, m.qkv[l], x.ptr, qkv.ptr, rows);
-      attend(l);
-      gemm(plans.o, m.o[l], attention.ptr, delta.ptr, rows);
-      CK(aisp_residual_rms_norm(CTX, residual.ptr, delta.ptr, AISP_BF16, m.norm.ptr, 1e-5f, rows, m.s.hidden, x.ptr, STREAM));
-      gemm(plans.gate_up, m.gate_up[l], x.ptr, gate_up.ptr, rows);
-      CK(aisp_silu_mul(CTX, gate_up.ptr, AISP_BF16, rows, m.s.inner, gated.ptr, STREAM));
-      gemm(plans.down, m.down[l], gated.ptr, delta.ptr, rows);
-      CK(aisp_residual_rms_norm(CTX, residual.ptr, delta.ptr, AISP_BF16, m.norm.ptr, 1e-5f, rows, m.s.hidden, x.ptr, STREAM));
-    }
+    const auto ops = library_ops();
+    for (int l = 0; l < m.s.layers; l++)
+      for (auto &op : ops) op.second(l);
     gemm(plans.head, m.head, x.ptr, logits.ptr, batch);
     CK(aisp_argmax(CTX, logits.ptr, m.s.vocab, batch, m.s.vocab, ids.ptr, argmax_space.ptr, STREAM));
   }
@@ -355,24 +386,30 @@ static void bench_step() {
 }
 
 static void bench_prefill() {
-  for (auto &model_name : words("MODELS", "8b 1b")) {
-    Shape shape = SHAPES[0];
-    for (auto &s : SHAPES)
-      if (model_name == s.name) shape = s;
-    Model model(shape, AISP_BF16);
-    const int rows = 2048;
-    Step step(model, rows, 1, rows);
-    step.tune();
-    const double ms = time_graph([&] { step.library(); }, 5) / 1000;
-    double linear = 0;
-    for (auto *list : {&model.qkv, &model.o, &model.gate_up, &model.down})
-      for (auto &w : *list) linear += 2.0 * w.n * w.k * rows;
-    const double attention = 4.0 * rows * rows / 2 * shape.heads * shape.dim * shape.layers;
-    const double attention_ms = time_graph([&] { for (int l = 0; l < shape.layers; l++) step.attend(l); }, 5) / 1000;
-    std::printf("%s bf16 prefill %d: %.2f ms, %.0f TFLOP/s, of which rope and attention %.2f ms\n", shape.name, rows, ms,
-                (linear + attention) / ms / 1e9, attention_ms);
-    std::fflush(stdout);
-  }
+  for (auto &model_name : words("MODELS", "8b 1b"))
+    for (auto &format_name : words("FORMATS", "bf16 fp8")) {
+      Shape shape = SHAPES[0];
+      for (auto &s : SHAPES)
+        if (model_name == s.name) shape = s;
+      Model model(shape, format_named(format_name));
+      for (auto &rows_name : words("ROWS", "2048 8192")) {
+        const int rows = std::stoi(rows_name);
+        const std::string kv_name = words("KV", "bf16")[0];
+        Step step(model, rows, 1, rows, kv_format_named(kv_name));
+        step.tune();
+        const double ms = time_graph([&] { step.library(); }, 5) / 1000;
+        double linear = 0;
+        for (auto *list : {&model.qkv, &model.o, &model.gate_up, &model.down})
+          for (auto &w : *list) linear += 2.0 * w.n * w.k * rows;
+        const double attention = 4.0 * rows * rows / 2 * shape.heads * shape.dim * shape.layers;
+        std::printf("%s %s prefill of %d, KV %s: %.2f ms, %.0f TFLOP/s; all layers of each by itself, ms:", shape.name, format_name.c_str(), rows,
+                    kv_name.c_str(), ms, (linear + attention) / ms / 1e9);
+        for (auto &op : step.library_ops())
+          std::printf(" %s %.2f,", op.first, time_graph([&] { for (int l = 0; l < shape.layers; l++) op.second(l); }, 5) / 1000);
+        std::printf("\n");
+        std::fflush(stdout);
+      }
+    }
 }
 
 // The last 2048 tokens of a context, in one layer of 32 heads over 8.
