@@ -67,10 +67,10 @@ __global__ void __launch_bounds__(threads<D, KV, false>(), 1) prefill_attention_
   const int s = blockIdx.z, kv_head = blockIdx.y, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int first_token = args.cu_seqlens_q[s], num_queries = args.cu_seqlens_q[s + 1] - first_token;
   const int row_tile = (int)(gridDim.x - 1 - blockIdx.x), context = args.context_lens[s];
-  if (row_tile * Rows<D, KV, false>::COUNT >= num_queries * call.group) return;
+  if (row_tile * Rows<D, false>::COUNT >= num_queries * call.group) return;
   const int32_t *block_table = args.block_tables + (int64_t)s * args.max_blocks;
   const int window = args.sliding_window > 0 ? args.sliding_window : NO_WINDOW;
-  const Rows<D, KV, false> rows(call, row_tile, first_token, num_queries, context, window, kv_head, warp, lane);
+  const Rows<D, false> rows(call, row_tile, first_token, num_queries, context, window, kv_head, warp, lane);
 
   const uint32_t base = shared_address(shared);
   auto k_of = [&](int n) { return base + n % 2 * 2 * tile_bytes<D, false>(); };
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(threads<D, KV, false>(), 1) prefill_attention_
   rows.template load_queries<false>(call, q, lane);
   float o[D / 2] = {};
   RunningSoftmax softmax;
-  constexpr float LATER = KV == AISP_KV_FP4 ? E2M1_LATER : 1.0f; // of keys and of values
+  constexpr float LATER = later<KV, false>();
   const float scale = args.scale * LOG2_E * LATER;
 
 #pragma unroll 1
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(threads<D, KV, false>(), 1) prefill_attention_
 
 template <int D, int KV>
 int start(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
-  return launch(ctx, prefill_attention_kernel<D, KV>, grid_of<D, KV, false>(call), threads<D, KV, false>(), shared_bytes<D, false>(), stream, call);
+  return launch(ctx, prefill_attention_kernel<D, KV>, grid_of<D, false>(call), threads<D, KV, false>(), shared_bytes<D, false>(), stream, call);
 }
 template <int D, int KV>
 int raise_limit() {

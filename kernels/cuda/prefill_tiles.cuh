@@ -18,12 +18,15 @@ struct Call {
   int group;
 };
 
-// fp8 by wgmma: what is multiplied is f16, into which the card turns codes by one instruction a pair, exactly.
+// fp8 by wgmma: what is multiplied is f16, into which the card turns codes by one instruction a pair. Keys and values stand eightfold
+// in it, so that their scales are normal numbers; beyond 8188 they are cut, as queries beyond 65504.
 template <int KV, bool WGMMA>
 __host__ __device__ constexpr bool in_f16() { return WGMMA && KV == AISP_KV_FP8; }
+constexpr float F16_TIMES = 8;
+// By what scores and results are to be multiplied later, as keys and values were not.
+template <int KV, bool WGMMA>
+__host__ __device__ constexpr float later() { return in_f16<KV, WGMMA>() ? 1 / F16_TIMES : KV == AISP_KV_FP4 ? E2M1_LATER : 1.0f; }
 
-// Weights times the scales of values would be too small for it. Values beyond 57316 are cut there, as queries are beyond 65504.
-constexpr float F16_RANGE = 512.0f;
 __device__ inline float f16_range(float x) { return fabsf(x) > 65504.0f ? copysignf(65504.0f, x) : x; } // NaN stays
 
 // Where 8 values of a position lie in a tile of keys or values. WGMMA: rows of 64 values, pieces swizzled by row % 8, one such
@@ -34,17 +37,17 @@ template <int D, bool WGMMA>
 __host__ __device__ constexpr int tile_bytes() { return WGMMA ? TILE * D * 2 : TILE * row_stride<D, WGMMA>(); }
 template <bool WGMMA>
 __host__ __device__ constexpr int stages() { return WGMMA ? 4 : 2; }
-// Warps that multiply, each 16 rows; by wgmma in groups of four, of which heads of 64 leave registers for a third but of fp8.
-template <int D, int KV, bool WGMMA>
-__host__ __device__ constexpr int warps() { return WGMMA && D == 64 && KV != AISP_KV_FP8 ? 12 : 8; }
+// Warps that multiply, each 16 rows; by wgmma in groups of four, of which heads of 64 leave registers for a third.
+template <int D, bool WGMMA>
+__host__ __device__ constexpr int warps() { return WGMMA && D == 64 ? 12 : 8; }
 // Warps that copy beside them; codes are turned on the way.
 template <int KV, bool WGMMA>
 __host__ __device__ constexpr int copy_warps() { return !WGMMA ? 0 : KV == AISP_KV_BF16 ? 4 : 8; }
 template <int D, int KV, bool WGMMA>
-__host__ __device__ constexpr int threads() { return 32 * (warps<D, KV, WGMMA>() + copy_warps<KV, WGMMA>()); }
-// Tiles of keys and values, scales of fp8, barriers.
+__host__ __device__ constexpr int threads() { return 32 * (warps<D, WGMMA>() + copy_warps<KV, WGMMA>()); }
+// Tiles of keys and values; with them barriers, or by mma scales of fp8.
 template <int D, bool WGMMA>
-__host__ __device__ constexpr int shared_bytes() { return stages<WGMMA>() * (2 * (tile_bytes<D, WGMMA>() + SCALES * 4) + 16); }
+__host__ __device__ constexpr int shared_bytes() { return stages<WGMMA>() * (2 * tile_bytes<D, WGMMA>() + (WGMMA ? 16 : 2 * SCALES * 4)); }
 template <int D, bool WGMMA>
 __device__ inline uint32_t place_of(int row, int piece) {
   return WGMMA ? piece / 8 * TILE * 128 + row * 128 + ((piece ^ row) & 7) * 16 : row * row_stride<D, WGMMA>() + piece * 16;
@@ -52,9 +55,9 @@ __device__ inline uint32_t place_of(int row, int piece) {
 
 // The rows of a block: a row is a token and one of the heads that share a kv head. A lane has row `lane / 4` of its warp's 16, and the
 // eighth after it; TOGETHER of them, aligned, are multiplied together.
-template <int D, int KV, bool WGMMA>
+template <int D, bool WGMMA>
 struct Rows {
-  static constexpr int COUNT = 16 * warps<D, KV, WGMMA>(), TOGETHER = WGMMA ? 64 : 16;
+  static constexpr int COUNT = 16 * warps<D, WGMMA>(), TOGETHER = WGMMA ? 64 : 16;
   int position[2];   // -1 of a row that does not exist
   int64_t at[2];     // of its first value in q and out
   int low, high;     // least and greatest position of those that are multiplied together; high is -1 where none exists
@@ -115,10 +118,10 @@ struct Rows {
 };
 
 // A block for so many rows of a sequence's kv head; those of the longest contexts first.
-template <int D, int KV, bool WGMMA>
+template <int D, bool WGMMA>
 dim3 grid_of(const Call &call) {
   const int64_t rows = (int64_t)call.args.max_query_len * call.group;
-  return dim3((unsigned)ceil_div(rows, Rows<D, KV, WGMMA>::COUNT), call.kv.num_kv_heads, call.args.num_seqs);
+  return dim3((unsigned)ceil_div(rows, Rows<D, WGMMA>::COUNT), call.kv.num_kv_heads, call.args.num_seqs);
 }
 
 // Softmax of two rows a lane, tile after tile: the maximum so far, and this lane's part of the sum below it.
@@ -149,7 +152,7 @@ struct RunningSoftmax {
   }
 };
 
-// Of fp8: the scales of a tile's keys or values, as lanes want them: a lane's positions, 8 n + lane % 4 * 2 + {0, 1}, follow each other.
+// Of fp8 by mma: the scales of a tile's keys or values, as lanes want them: a lane's positions, 8 n + lane % 4 * 2 + {0, 1}, follow each other.
 struct Scales {
   static constexpr int A_LANE = TILE / 4, STRIDE = SCALES / 4; // so that banks differ
   float of[A_LANE];
@@ -187,8 +190,8 @@ template <int D, int KV, bool WGMMA>
 struct Pieces {
   static constexpr int PIECE = WGMMA && KV != AISP_KV_BF16 ? 16 : 8, HALVES = PIECE / 8;
   static constexpr int WORDS = KV == AISP_KV_FP8 ? PIECE / 4 : PIECE / 8; // of codes
-  static constexpr int OTHERS = WGMMA ? warps<D, KV, WGMMA>() * 32 : 0;       // threads that do not copy
-  static constexpr int COPIERS = WGMMA ? 128 : warps<D, KV, WGMMA>() * 32;    // that share a tile
+  static constexpr int OTHERS = WGMMA ? warps<D, WGMMA>() * 32 : 0;       // threads that do not copy
+  static constexpr int COPIERS = WGMMA ? 128 : warps<D, WGMMA>() * 32;    // that share a tile
   static constexpr int A_ROW = D / PIECE, TURNS = TILE * A_ROW / COPIERS;
   static constexpr int A_TURN = COPIERS / A_ROW;                                          // rows
   static constexpr int A_BLOCK = A_TURN < AISP_BLOCK_SIZE ? AISP_BLOCK_SIZE / A_TURN : 1; // turns
@@ -196,8 +199,10 @@ struct Pieces {
   static constexpr bool EVEN = COPIERS % A_ROW == 0 && A_TURN % 8 == 0;
   int32_t block[TURNS / A_BLOCK];
   uint32_t codes[2][TURNS][WORDS]; // of keys, of values
-  uint32_t scales[2][TURNS];       // of fp4
-  int32_t scale_block;             // of fp8: a thread has that of one position, of its key or of its value
+  uint32_t scales[2][TURNS];       // of fp4, and of fp8 by wgmma
+  // Of fp8 by mma, which multiplies by them afterwards: a thread has that of one position, of its key or of its value.
+  static constexpr bool TABLE = KV == AISP_KV_FP8 && !WGMMA;
+  int32_t scale_block;
   float scale;
 
   static __device__ inline int me() { return ((int)threadIdx.x - OTHERS) % COPIERS; }
@@ -219,18 +224,23 @@ struct Pieces {
       const int position = tile * TILE + (A_TURN <= AISP_BLOCK_SIZE ? i * A_TURN : row(i));
       block[i / A_BLOCK] = position < context ? block_table[position / AISP_BLOCK_SIZE] : 0;
     }
-    if constexpr (KV == AISP_KV_FP8) {
+    if constexpr (TABLE) {
       const int position = tile * TILE + me() % TILE;
       scale_block = position < context && me() < 2 * TILE ? block_table[position / AISP_BLOCK_SIZE] : -1;
     }
   }
-  // Asks for a tile; bf16 goes to its place by itself.
+  // Asks for a tile; bf16 goes to its place by itself. Positions beyond the context are zeros.
+  __device__ inline void load(const Call &call, int kv_head, int tile, int context, uint32_t k_to, uint32_t v_to) {
+    if (KV != AISP_KV_BF16 && (tile + 1) * TILE <= context) load<true>(call, kv_head, tile, context, k_to, v_to);
+    else load<false>(call, kv_head, tile, context, k_to, v_to);
+  }
+  template <bool WHOLE>
   __device__ inline void load(const Call &call, int kv_head, int tile, int context, uint32_t k_to, uint32_t v_to) {
     constexpr int ROW_BYTES = kv_row_bytes(KV, D);
     const int num_kv_heads = call.kv.num_kv_heads;
 #pragma unroll
     for (int i = 0; i < TURNS; i++) {
-      const bool valid = tile * TILE + row(i) < context;
+      const bool valid = WHOLE || tile * TILE + row(i) < context;
       // Within a block 32 bits will do.
       const int64_t first = num_kv_heads * AISP_BLOCK_SIZE * ROW_BYTES * (int64_t)block[i / A_BLOCK];
       const int at = kv_head * AISP_BLOCK_SIZE + row_in_block(i), bytes = at * ROW_BYTES + piece(i) * (ROW_BYTES / A_ROW);
@@ -240,11 +250,17 @@ struct Pieces {
         if constexpr (KV == AISP_KV_BF16) {
           copy_async_16((which ? v_to : k_to) + place(i), from, valid);
         } else {
+          if (!valid) {
 #pragma unroll
-          for (int w = 0; w < WORDS; w++) codes[which][i][w] = 0;
-          scales[which][i] = 0;
-          if (!valid) continue;
+            for (int w = 0; w < WORDS; w++) codes[which][i][w] = 0;
+            scales[which][i] = 0;
+            continue;
+          }
           load_words(codes[which][i], from);
+          if constexpr (in_f16<KV, WGMMA>()) {
+            const auto *scale = static_cast<const uint32_t *>(which ? call.kv.v_scales : call.kv.k_scales);
+            scales[which][i] = (scale + at)[num_kv_heads * AISP_BLOCK_SIZE * (int64_t)block[i / A_BLOCK]];
+          }
           if constexpr (KV == AISP_KV_FP4) {
             const auto *scale = static_cast<const uint16_t *>(which ? call.kv.v_scales : call.kv.k_scales);
             scales[which][i] = (scale + at * (D / 16) + piece(i) * HALVES / 2)[num_kv_heads * AISP_BLOCK_SIZE * (D / 16) * (int64_t)block[i / A_BLOCK]];
@@ -252,22 +268,26 @@ struct Pieces {
         }
       }
     }
-    if constexpr (KV == AISP_KV_FP8) {
+    if constexpr (TABLE) {
       const float *from = static_cast<const float *>(me() < TILE ? call.kv.k_scales : call.kv.v_scales);
       const int64_t at = ((int64_t)scale_block * num_kv_heads + kv_head) * AISP_BLOCK_SIZE + me() % AISP_BLOCK_SIZE;
       scale = scale_block < 0 ? 0.0f : from[at];
-      if (in_f16<KV, WGMMA>() && me() >= TILE) scale = f16_range(scale * F16_RANGE);
     }
   }
-  // Puts what was asked for in its place, as bf16 or f16; of fp8 the codes alone, and their scales to a table.
+  // Puts what was asked for in its place, as bf16 or f16; of fp8 by mma the codes alone, and their scales to a table.
   __device__ inline void store(uint32_t k_to, uint32_t v_to, float *scale_to) {
-    if (KV == AISP_KV_FP8 && me() < 2 * TILE) scale_to[me() / TILE * SCALES + Scales::place(me() % TILE)] = scale;
+    if (TABLE && me() < 2 * TILE) scale_to[me() / TILE * SCALES + Scales::place(me() % TILE)] = scale;
     if constexpr (KV != AISP_KV_BF16)
 #pragma unroll
       for (int i = 0; i < TURNS; i++)
 #pragma unroll
         for (int which = 0; which < 2; which++) {
-          const uint32_t factor = KV == AISP_KV_FP4 ? e2m1_factor(scales[which][i] * 0x10001u) : 0;
+          uint32_t factor = 0;
+          if constexpr (KV == AISP_KV_FP4) factor = e2m1_factor(scales[which][i] * 0x10001u);
+          if constexpr (in_f16<KV, WGMMA>()) {
+            const float by = f16_range(__uint_as_float(scales[which][i]) * F16_TIMES);
+            factor = pack_f16(by, by);
+          }
 #pragma unroll
           for (int half = 0; half < HALVES; half++) {
             uint32_t w[4];
@@ -275,8 +295,12 @@ struct Pieces {
 #pragma unroll
               for (int j = 0; j < 2; j++) {
                 const uint32_t four = codes[which][i][half * 2 + j];
-                if constexpr (in_f16<KV, WGMMA>()) e4m3x4_to_f16(four, w[2 * j], w[2 * j + 1]);
-                else e4m3x4_to_bf16(four, w[2 * j], w[2 * j + 1]);
+                if constexpr (in_f16<KV, WGMMA>()) {
+                  e4m3x4_to_f16(four, w[2 * j], w[2 * j + 1]);
+                  w[2 * j] = multiply_f16x2(w[2 * j], factor), w[2 * j + 1] = multiply_f16x2(w[2 * j + 1], factor);
+                } else {
+                  e4m3x4_to_bf16(four, w[2 * j], w[2 * j + 1]);
+                }
               }
             } else {
 #pragma unroll

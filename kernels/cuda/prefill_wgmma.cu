@@ -20,8 +20,8 @@ struct Registers {
 };
 template <int D, int KV>
 __host__ __device__ constexpr Registers registers() {
-  if (D == 64 && KV != AISP_KV_FP8) return KV == AISP_KV_BF16 ? Registers{152, 56} : Registers{128, 48};
-  return KV == AISP_KV_BF16 ? Registers{208, 88} : Registers{192, 64};
+  if (D == 64) return KV == AISP_KV_BF16 ? Registers{152, 56} : Registers{128, 48};
+  return KV == AISP_KV_BF16 ? Registers{208, 88} : Registers{184, 72};
 }
 
 #ifdef AISP_HOPPER
@@ -64,7 +64,7 @@ struct Turn {
   }
 };
 
-// The ring in shared memory: tiles of keys and of values, scales of fp8, and for each tile the barriers `full` and `empty`.
+// The ring in shared memory: tiles of keys and of values, and for each tile the barriers `full` and `empty`.
 template <int D, int KV>
 struct Ring {
   static constexpr int TILE_BYTES = tile_bytes<D, true>();
@@ -73,24 +73,18 @@ struct Ring {
   __device__ inline uint32_t v(uint32_t stage) const { return k(stage) + TILE_BYTES; }
   __device__ inline uint32_t full(uint32_t stage) const { return base + (shared_bytes<D, true>() - STAGES * 16) + stage * 16; }
   __device__ inline uint32_t empty(uint32_t stage) const { return full(stage) + 8; }
-  static __device__ inline float *scales(uint8_t *shared, uint32_t stage) {
-    return reinterpret_cast<float *>(shared + STAGES * 2 * TILE_BYTES) + stage * (2 * SCALES);
-  }
-  // Of fp8 all lanes read the scales, of others none reads by itself.
-  static constexpr int LEAVERS = KV == AISP_KV_FP8 ? 32 : 1; // a warp
   __device__ inline void init() const {
-    for (int i = 0; i < STAGES; i++) barrier_init(full(i), Pieces<D, KV, true>::COPIERS), barrier_init(empty(i), warps<D, KV, true>() * LEAVERS);
+    for (int i = 0; i < STAGES; i++) barrier_init(full(i), Pieces<D, KV, true>::COPIERS), barrier_init(empty(i), warps<D, true>());
     shared_ready();
   }
   __device__ inline void leave(uint32_t stage, int lane) const {
-    if (lane < LEAVERS) barrier_arrive(empty(stage));
+    if (lane == 0) barrier_arrive(empty(stage));
   }
 };
 
 // What the copying warps do.
 template <int D, int KV>
-__device__ inline void fill_ring(const Call &call, const int32_t *block_table, int kv_head, int begin, int end, int context, Ring<D, KV> ring,
-                                 uint8_t *shared) {
+__device__ inline void fill_ring(const Call &call, const int32_t *block_table, int kv_head, int begin, int end, int context, Ring<D, KV> ring) {
   // Groups of four warps take tiles by turns.
   constexpr int GROUPS = copy_warps<KV, true>() / 4;
   const int group = (threadIdx.x - Pieces<D, KV, true>::OTHERS) / 128;
@@ -119,7 +113,7 @@ __device__ inline void fill_ring(const Call &call, const int32_t *block_table, i
       pieces.load(call, kv_head, tile, context, 0, 0);
       pieces.look_up(block_table, tile + GROUPS, context);
       make_room(tile);
-      pieces.store(ring.k(turn.stage), ring.v(turn.stage), ring.scales(shared, turn.stage));
+      pieces.store(ring.k(turn.stage), ring.v(turn.stage), nullptr);
       arrive(turn.stage);
     }
 #pragma unroll
@@ -149,16 +143,16 @@ __global__ void __launch_bounds__(threads<D, KV, true>(), 1) prefill_wgmma_kerne
   const int s = blockIdx.z, kv_head = blockIdx.y, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int first_token = args.cu_seqlens_q[s], num_queries = args.cu_seqlens_q[s + 1] - first_token;
   const int row_tile = (int)(gridDim.x - 1 - blockIdx.x), context = args.context_lens[s];
-  if (row_tile * Rows<D, KV, true>::COUNT >= num_queries * call.group) return;
+  if (row_tile * Rows<D, true>::COUNT >= num_queries * call.group) return;
   const int window = args.sliding_window > 0 ? args.sliding_window : NO_WINDOW;
-  const Rows<D, KV, true> rows(call, row_tile, first_token, num_queries, context, window, kv_head, warp, lane);
+  const Rows<D, true> rows(call, row_tile, first_token, num_queries, context, window, kv_head, warp, lane);
   Ring<D, KV> ring = {shared_address(shared)};
   asm volatile("" : "+r"(ring.base)); // not computed again for each tile
   if (threadIdx.x == 0) ring.init();
   __syncthreads();
-  if (warp >= warps<D, KV, true>()) {
+  if (warp >= warps<D, true>()) {
     registers_down<registers<D, KV>().copy>();
-    fill_ring(call, args.block_tables + (int64_t)s * args.max_blocks, kv_head, rows.begin, rows.end, context, ring, shared);
+    fill_ring(call, args.block_tables + (int64_t)s * args.max_blocks, kv_head, rows.begin, rows.end, context, ring);
     return;
   }
   registers_up<registers<D, KV>().multiply>();
@@ -167,7 +161,7 @@ __global__ void __launch_bounds__(threads<D, KV, true>(), 1) prefill_wgmma_kerne
   rows.template load_queries<in_f16<KV, true>()>(call, q, lane);
   float o[D / 2] = {};
   RunningSoftmax softmax;
-  constexpr float LATER = KV == AISP_KV_FP4 ? E2M1_LATER : 1.0f; // of keys and of values
+  constexpr float LATER = later<KV, true>();
   const float scale = args.scale * LOG2_E * LATER;
   const uint32_t keys = (uint32_t)tile_descriptor(ring.base), values = (uint32_t)tile_descriptor(ring.v(0));
   constexpr uint32_t STAGE = 2 * Ring<D, KV>::TILE_BYTES / 16;
@@ -205,20 +199,11 @@ __global__ void __launch_bounds__(threads<D, KV, true>(), 1) prefill_wgmma_kerne
       wgmma_commit();
       multiply_values<D, KV>(o, p, values + weighed * STAGE);
       wgmma_commit();
-      const float *const table = ring.scales(shared, turn.stage);
-      if constexpr (KV == AISP_KV_FP8) {
-        const Scales scales(table, lane);
-        wgmma_wait<1>();
-        wgmma_done(score);
-        scales.multiply(score);
-      } else {
-        wgmma_wait<1>();
-        wgmma_done(score);
-      }
+      wgmma_wait<1>();
+      wgmma_done(score);
       if constexpr (decltype(masked)::value) rows.mask(score, tile, window, lane);
       float shrink[2];
       softmax.weigh(score, scale, shrink);
-      if constexpr (KV == AISP_KV_FP8) Scales(table + SCALES, lane).multiply(score);
       wgmma_wait<0>();
       wgmma_done(o);
       if (!is_first) ring.leave(weighed, lane);
@@ -245,13 +230,13 @@ __global__ void __launch_bounds__(threads<D, KV, true>(), 1) prefill_wgmma_kerne
     ring.leave(weighed, lane);
   }
   pass_over(last, rows.end);
-  rows.store(call, o, softmax.sum, in_f16<KV, true>() ? 1 / F16_RANGE : LATER, lane);
+  rows.store(call, o, softmax.sum, LATER, lane);
 #endif
 }
 
 template <int D, int KV>
 int start(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
-  return launch(ctx, prefill_wgmma_kernel<D, KV>, grid_of<D, KV, true>(call), threads<D, KV, true>(), shared_bytes<D, true>(), stream, call);
+  return launch(ctx, prefill_wgmma_kernel<D, KV>, grid_of<D, true>(call), threads<D, KV, true>(), shared_bytes<D, true>(), stream, call);
 }
 template <int D, int KV>
 int raise_limit() {
