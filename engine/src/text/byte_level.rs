@@ -14,6 +14,17 @@ pub(super) fn byte_of_char(c: char) -> Option<u8> {
     }
 }
 
+/// The character that stands for a byte in a byte-level token.
+pub(super) fn char_of_byte(byte: u8) -> char {
+    let code = match byte {
+        0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff => u32::from(byte),
+        0..=0x20 => 0x100 + u32::from(byte),
+        0x7f..=0xa0 => 0x121 + u32::from(byte - 0x7f),
+        0xad => 0x143,
+    };
+    char::from_u32(code).unwrap_or_default()
+}
+
 /// The bytes that a byte-level token stands for; `None` when it holds another character.
 pub(super) fn bytes_of_token(token: &str) -> Option<Vec<u8>> {
     token.chars().map(byte_of_char).collect()
@@ -39,6 +50,9 @@ mod tests {
             }
         }
         assert_eq!(seen, [1; 256]);
+        for byte in 0..=u8::MAX {
+            assert_eq!(byte_of_char(char_of_byte(byte)), Some(byte));
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod byte_level;
 mod chat_template;
 mod decoder;
 mod error;
+mod library;
 mod pre_tokenizer;
 mod sentence_piece;
 mod stop;
@@ -16,6 +17,7 @@ mod tokenizer;
 mod tokenizer_json;
 mod utf8;
 mod vocab;
+mod words;
 
 pub use chat_template::{ChatContext, ChatMessage, ChatTemplate, MAX_TEMPLATE_BYTES};
 pub use decoder::{StopReason, TextDecoder, TextDelta};

@@ -109,6 +109,12 @@ impl PreTokenizerSpec {
         })
     }
 
+    /// A name of each.
+    #[cfg(test)]
+    pub(super) fn names() -> impl Iterator<Item = &'static str> {
+        SPECS.iter().filter_map(|spec| spec.names.first()).copied()
+    }
+
     /// The words, spelled one character a byte.
     pub(super) fn build(&self) -> Result<PreTokenizerWrapper, TextError> {
         let mut stages = Vec::new();

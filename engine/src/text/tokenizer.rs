@@ -1,12 +1,13 @@
 //! A model's tokenizer: text to token ids and back. One type over `tokenizer.json`, byte-level BPE out of a GGUF file
 //! and SentencePiece out of a GGUF file.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::{AddedToken, ModelWrapper};
 
 use super::error::{TextError, contain_panic, one_line};
+use super::library::Library;
 use super::pre_tokenizer::PreTokenizerSpec;
 use super::sentence_piece::{SPACE, SentencePiece, SpecialNames};
 use super::token_table::{Spelling, TokenTable};
@@ -54,7 +55,7 @@ struct Shared {
 /// Where token ids come from.
 enum Encoder {
     /// The `tokenizers` crate. `add_bos` is for GGUF files; a `tokenizer.json` has a post-processor for it.
-    Library { tokenizer: Box<tokenizers::Tokenizer>, plain: OnceLock<Box<tokenizers::Tokenizer>>, add_bos: bool },
+    Library { library: Box<Library>, add_bos: bool },
     /// Our SentencePiece.
     SentencePiece { vocab: Box<SentencePiece>, add_bos: bool },
 }
@@ -100,7 +101,7 @@ impl Tokenizer {
         }
         let table = table_of_library(&library, facts.spelling)?;
         let bos = facts.bos.and_then(|name| library.token_to_id(&name));
-        let encoder = Encoder::Library { tokenizer: Box::new(library), plain: OnceLock::new(), add_bos: false };
+        let encoder = Encoder::Library { library: Box::new(Library::new(library)), add_bos: false };
         Ok(Self::assemble(Shared { encoder, table, strip_space_prefix: facts.strip_space_prefix }, bos, None))
     }
 
@@ -178,22 +179,7 @@ impl Tokenizer {
         }
         let (mut ids, add_bos) = match &self.shared.encoder {
             Encoder::SentencePiece { vocab, add_bos } => (vocab.encode(text, names), *add_bos),
-            Encoder::Library { tokenizer, plain, add_bos } => {
-                let tokenizer = match names {
-                    SpecialNames::All => tokenizer,
-                    // Matching names is a setting of the library's tokenizer, so this takes a second one.
-                    SpecialNames::UserDefined => plain.get_or_init(|| {
-                        let mut plain = tokenizer.clone();
-                        plain.set_encode_special_tokens(true);
-                        plain
-                    }),
-                };
-                let encoding = contain_panic("the tokenizer library", || {
-                    tokenizer.encode_fast(text, add_special).map_err(|error| error.to_string())
-                })
-                .map_err(|message| TextError::Encode(one_line(&message)))?;
-                (encoding.get_ids().to_vec(), *add_bos)
-            }
+            Encoder::Library { library, add_bos } => (library.encode(text, add_special, names)?, *add_bos),
         };
         if let Some(bos) = self.bos.filter(|_| add_special && add_bos) {
             ids.insert(0, bos);
@@ -246,8 +232,16 @@ impl Tokenizer {
     /// The token of that name in the vocabulary.
     pub fn token_id(&self, name: &str) -> Option<TokenId> {
         match &self.shared.encoder {
-            Encoder::Library { tokenizer, .. } => tokenizer.token_to_id(name),
+            Encoder::Library { library, .. } => library.token_id(name),
             Encoder::SentencePiece { vocab, .. } => vocab.token_id(name),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn library(&self) -> Option<&Library> {
+        match &self.shared.encoder {
+            Encoder::Library { library, .. } => Some(library),
+            Encoder::SentencePiece { .. } => None,
         }
     }
 
@@ -304,7 +298,7 @@ fn byte_level_of_gguf(vocab: &GgufVocab) -> Result<Shared, TextError> {
     contain_panic("the tokenizer library", || library.add_tokens(added).map_err(|error| error.to_string()))
         .map_err(malformed)?;
     let add_bos = vocab.add_bos_token.unwrap_or(spec.add_bos);
-    let encoder = Encoder::Library { tokenizer: Box::new(library), plain: OnceLock::new(), add_bos };
+    let encoder = Encoder::Library { library: Box::new(Library::new(library)), add_bos };
     Ok(Shared { encoder, table, strip_space_prefix: false })
 }
 
