@@ -87,8 +87,12 @@ pub(crate) fn open_loop(fleet: Fleet, handle: &Handle, arrivals: &[Duration], ma
     }
 }
 
-/// Keeps `concurrency` requests in flight until all are sent; each is due when it is sent.
+/// Keeps `concurrency` requests in flight from the start until all are sent; each is due when it is sent. Blocks its thread
+/// as [`open_loop`] does, until the start.
 pub(crate) fn closed_loop(fleet: Fleet, handle: &Handle, concurrency: usize) {
+    if !sleep_until(fleet.start, &fleet.live) {
+        return;
+    }
     let next = Arc::new(AtomicUsize::new(0));
     for _ in 0..concurrency.min(fleet.jobs.len()) {
         let (fleet, next) = (fleet.clone(), Arc::clone(&next));

@@ -128,6 +128,16 @@ fn a_closed_loop_keeps_its_number_in_flight_and_reuses_connections() {
     assert_eq!((json["max_concurrency"].as_u64(), json["request_rate"].as_str()), (Some(4), Some("inf")));
 }
 
+/// No request begins before the clock does, or its time and the run's would come out short.
+#[test]
+fn the_first_requests_of_a_closed_loop_wait_as_long_as_the_others() {
+    let mock = Mock::start(Behaviour { ttft: 30 * MS, ..Behaviour::default() });
+    let result = run(&config(&mock, 4, Load::Closed { concurrency: 2 })).unwrap();
+    let [ttft, e2el] = [&result.latencies.ttft_ms, &result.latencies.e2el_ms].map(|latency| latency.sorted()[0]);
+    assert!(ttft >= 30.0 && e2el >= 37.0, "a first token after {ttft} ms, an end after {e2el} ms");
+    assert!(result.duration_s >= 0.074, "two after two in {} s", result.duration_s);
+}
+
 #[test]
 fn every_prompt_is_sent_once_and_sized_by_the_tokenizer() {
     let mock = Mock::start(Behaviour::default());
