@@ -115,7 +115,7 @@ impl EngineBuilder {
     pub(crate) fn chunk_tokens(&self) -> usize {
         self.prefill_chunk_tokens.unwrap_or(match self.device.kind() {
             DeviceKind::Cpu => 64,
-            DeviceKind::Cuda => 512,
+            DeviceKind::Cuda => 2048,
         })
     }
 

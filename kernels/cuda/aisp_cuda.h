@@ -199,8 +199,9 @@ int32_t aisp_has_wide_linear(const aisp_ctx *ctx);
 
 // Products of many rows through cuBLASLt. One object a weight shape, made at load. Not batch-invariant across buckets
 // of num_rows. `format`: AISP_BF16 or AISP_FP8 (x is then e4m3 with a scale a row, see aisp_quantize_rows).
-// `out_format`: AISP_BF16 or AISP_F32.
-int aisp_gemm_create(const aisp_ctx *ctx, int32_t format, int32_t out_format, int32_t n, int32_t k, aisp_gemm **out);
+// `output`: of AISP_GEMM_*; AISP_GEMM_ADD adds to the f32 values that are there.
+enum { AISP_GEMM_BF16 = 0, AISP_GEMM_F32 = 1, AISP_GEMM_ADD = 2 };
+int aisp_gemm_create(const aisp_ctx *ctx, int32_t format, int32_t output, int32_t n, int32_t k, aisp_gemm **out);
 int aisp_gemm_destroy(aisp_gemm *gemm);
 // Times every algorithm the heuristics offer for `num_rows` on the given buffers (their contents are used, out is
 // overwritten) and keeps the fastest for calls of up to num_rows rows. At load, not in a capture: it waits on the host.
@@ -208,15 +209,14 @@ int aisp_gemm_destroy(aisp_gemm *gemm);
 int aisp_gemm_tune(aisp_gemm *gemm, int32_t num_rows, const void *x, const float *x_scales, const void *w,
                    const float *w_scales, void *out, void *workspace, size_t workspace_bytes, void *flush,
                    size_t flush_bytes, aisp_stream stream, float *best_us);
-// out [T, N] = x [T, K] W^T (+ bias is not applied here). Uses the plan of the smallest tuned bucket >= num_rows, or
+// out [T, N] = x [T, K] W^T, or += (a bias is not applied here). Uses the plan of the smallest tuned bucket >= num_rows, or
 // the first heuristic when there is none. Workspace: 32 MiB is plenty; the same size as at tuning.
 int aisp_gemm_run(aisp_gemm *gemm, int32_t num_rows, const void *x, const float *x_scales, const void *w,
                   const float *w_scales, void *out, void *workspace, size_t workspace_bytes, aisp_stream stream);
-// e4m3 rows with a scale each: scale = max(absmax, tiny) / 448. x bf16 [T, K] -> out [T, K] in the order of FP8 weights
+// e4m3 rows with a scale each: scale = max(absmax, tiny) / 448. x bf16 [T, K] -> codes [T, K] in the order of FP8 weights
 // (K a multiple of 16), scales f32 [T].
-// x_sumsq and eps as in aisp_linear_args (NULL: none): the scale of the norm is folded into the row's scale.
-int aisp_quantize_rows(const aisp_ctx *ctx, const aisp_bf16 *x, const float *x_sumsq, float eps, int32_t num_rows,
-                       int32_t k, uint8_t *out, float *scales, aisp_stream stream);
+int aisp_quantize_rows(const aisp_ctx *ctx, const aisp_bf16 *x, int32_t num_rows, int32_t k, uint8_t *codes, float *scales,
+                       aisp_stream stream);
 // The same with a scale for each 64 values of a row, as aisp_linear_args.x_scales has them: f32 [K / 64, ld_scales].
 int aisp_quantize_groups(const aisp_ctx *ctx, const aisp_bf16 *x, int32_t num_rows, int32_t k, uint8_t *out, float *scales,
                          int64_t ld_scales, aisp_stream stream);
@@ -229,15 +229,20 @@ int aisp_quantize_groups(const aisp_ctx *ctx, const aisp_bf16 *x, int32_t num_ro
 int aisp_embedding(const aisp_ctx *ctx, const aisp_weight *table, const int32_t *token_ids, const int32_t *choices, int32_t num_choices,
                    int32_t num_tokens, float *residual, const float *next_norm_weight, aisp_bf16 *next_x, float *next_sumsq, aisp_stream stream);
 
-// out bf16 [T, H] = residual * weight / sqrt(mean(residual^2) + eps).
+// What the next product reads: x bf16 [T, K]; or, where codes is not NULL, in its place what aisp_quantize_rows makes of the
+// same values.
+typedef struct aisp_rows {
+  aisp_bf16 *x;
+  uint8_t *codes;
+  float *scales;
+} aisp_rows;
+
+// out [T, H] = residual * weight / sqrt(mean(residual^2) + eps).
 int aisp_rms_norm(const aisp_ctx *ctx, const float *residual, const float *weight, float eps, int32_t num_tokens,
-                  int32_t hidden_size, aisp_bf16 *out, aisp_stream stream);
-// residual f32 [T, H] += delta (delta_format AISP_BF16 or AISP_F32), then aisp_rms_norm of it into out.
-int aisp_residual_rms_norm(const aisp_ctx *ctx, float *residual, const void *delta, int32_t delta_format, const float *weight,
-                           float eps, int32_t num_tokens, int32_t hidden_size, aisp_bf16 *out, aisp_stream stream);
-// gate_up [T, 2 I] (AISP_BF16 or AISP_F32), gate first -> out bf16 [T, I] = silu(gate) * up.
-int aisp_silu_mul(const aisp_ctx *ctx, const void *gate_up, int32_t format, int32_t num_tokens, int32_t intermediate_size,
-                  aisp_bf16 *out, aisp_stream stream);
+                  int32_t hidden_size, const aisp_rows *out, aisp_stream stream);
+// gate_up bf16 [T, 2 I], gate first -> out [T, I] = silu(gate) * up.
+int aisp_silu_mul(const aisp_ctx *ctx, const aisp_bf16 *gate_up, int32_t num_tokens, int32_t intermediate_size, const aisp_rows *out,
+                  aisp_stream stream);
 
 // ------------------------------------------------------------------------------------------ KV cache and attention
 

@@ -107,6 +107,7 @@ struct aisp_gemm {
   const aisp::Api *api;
   int type, out_type; // cudaDataType
   int n, k;
+  float beta; // 1 where results are added to what is there
   std::mutex lock;
   std::map<int, aisp::Algorithm> tuned;   // by num_rows, the most a call may have
   std::map<int, aisp::Algorithm> guessed; // the first heuristic, by num_rows
@@ -152,8 +153,8 @@ int ask(const aisp_gemm &gemm, Problem *p, size_t workspace_bytes, Heuristic *re
 
 int multiply(const aisp_gemm &gemm, Problem *p, const Algorithm &algorithm, const void *x, const void *w, void *out, void *workspace,
              size_t workspace_bytes, aisp_stream stream) {
-  const float one = 1, zero = 0;
-  return lt_error(gemm.api->matmul(gemm.ctx->cublaslt, &p->descriptor, &one, w, &p->w, x, &p->x, &zero, out, &p->out, out, &p->out,
+  const float one = 1;
+  return lt_error(gemm.api->matmul(gemm.ctx->cublaslt, &p->descriptor, &one, w, &p->w, x, &p->x, &gemm.beta, out, &p->out, out, &p->out,
                                    &algorithm, workspace, workspace_bytes, static_cast<cudaStream_t>(stream)));
 }
 
@@ -164,16 +165,17 @@ using namespace aisp;
 
 extern "C" {
 
-int aisp_gemm_create(const aisp_ctx *ctx, int32_t format, int32_t out_format, int32_t n, int32_t k, aisp_gemm **out) {
+int aisp_gemm_create(const aisp_ctx *ctx, int32_t format, int32_t output, int32_t n, int32_t k, aisp_gemm **out) {
   *out = nullptr;
   if (!ctx->cublaslt) return cudaErrorNotSupported;
-  if ((format != AISP_BF16 && format != AISP_FP8) || (out_format != AISP_BF16 && out_format != AISP_F32)) return cudaErrorInvalidValue;
+  if ((format != AISP_BF16 && format != AISP_FP8) || output < AISP_GEMM_BF16 || output > AISP_GEMM_ADD) return cudaErrorInvalidValue;
   aisp_gemm *gemm = new (std::nothrow) aisp_gemm();
   if (!gemm) return cudaErrorMemoryAllocation;
   gemm->ctx = ctx;
   gemm->api = static_cast<const Api *>(ctx->lt_api);
   gemm->type = format == AISP_BF16 ? CUDA_R_16BF : CUDA_R_8F_E4M3;
-  gemm->out_type = out_format == AISP_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+  gemm->out_type = output == AISP_GEMM_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+  gemm->beta = output == AISP_GEMM_ADD ? 1.0f : 0.0f;
   gemm->n = n;
   gemm->k = k;
   *out = gemm;

@@ -1,7 +1,7 @@
 // Ops that touch each value once: embedding, norms, silu * mul, quantization of rows, probes.
 //
-// Bytes   inputs once, outputs once; a row is kept in registers between the sum of squares and its use.
-// Launch  a block a row (norms, embedding), or a thread eight values.
+// Bytes   inputs once, outputs once; a row is kept in registers between the sum of squares, or its largest value, and its use.
+// Launch  a block a row, or a thread eight values (scales of 64 values, probes).
 // Sums    a row's squares: each thread in order over its own columns, lanes by halves, warps in order.
 #include "common.cuh"
 
@@ -44,116 +44,91 @@ __global__ void embedding_kernel(const aisp_weight table, const int32_t *token_i
   }
 }
 
-// DELTA: 0 none, 1 bf16, 2 f32.
-template <int DELTA>
-__global__ void __launch_bounds__(ROW_THREADS) rms_norm_kernel(float *residual, const void *delta, const float *weight, float eps,
-                                                               int hidden, __nv_bfloat16 *out) {
+// Leaves a row of k values in bf16, or what e4m3 makes of them, for the next product. `quad(j, i)`: values 4 i to 4 i + 3 in bf16, the
+// j-th that this thread computes; from the KEPT-th on they are computed twice.
+template <bool FP8, int KEPT, typename Quad>
+__device__ inline void leave_row(const aisp_rows &out, int64_t t, int k, Quad quad) {
+  // All threads come along, so that lanes may exchange.
+  auto for_each = [&](auto use) {
+#pragma unroll
+    for (int j = 0; j < KEPT; j++)
+      if (j * ROW_THREADS < k / 4) use(j, threadIdx.x + j * ROW_THREADS);
+    for (int first = KEPT * ROW_THREADS; first < k / 4; first += ROW_THREADS) use(KEPT, threadIdx.x + first);
+  };
+  if constexpr (!FP8) {
+    for_each([&](int j, int i) {
+      if (i < k / 4) reinterpret_cast<uint2 *>(out.x + t * k)[i] = quad(j, i);
+    });
+  } else {
+    __shared__ float shared[ROW_THREADS / 32];
+    uint2 kept[KEPT];
+    float most = 0;
+    for_each([&](int j, int i) {
+      const uint2 q = i < k / 4 ? quad(j, i) : make_uint2(0, 0);
+      if (j < KEPT) kept[j] = q;
+      most = fmaxf(fmaxf(most, fmaxf(fabsf(bf16_low(q.x)), fabsf(bf16_high(q.x)))), fmaxf(fabsf(bf16_low(q.y)), fabsf(bf16_high(q.y))));
+    });
+    most = warp_max(most);
+    if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = most;
+    __syncthreads();
+#pragma unroll
+    for (int w = 0; w < ROW_THREADS / 32; w++) most = fmaxf(most, shared[w]);
+    const float scale = e4m3_scale(most), inverse = 1.0f / scale;
+    auto code = [&](uint32_t pair) -> uint32_t { return floats_to_e4m3x2(bf16_low(pair) * inverse, bf16_high(pair) * inverse); };
+    for_each([&](int j, int i) {
+      const bool valid = i < k / 4, later = threadIdx.x & 2;
+      const uint2 q = j < KEPT ? kept[j] : valid ? quad(j, i) : make_uint2(0, 0);
+      // A word of codes holds two values of each half of 16, of which four lanes have a quarter each.
+      const uint32_t first = code(q.x), second = code(q.y), other = __shfl_xor_sync(ALL_LANES, later ? first : second, 2);
+      if (valid) reinterpret_cast<uint32_t *>(out.codes + t * k)[i / 4 * 4 + i % 2 * 2 + later] = later ? other | second << 16 : first | other << 16;
+    });
+    if (threadIdx.x == 0) out.scales[t] = scale;
+  }
+}
+
+template <bool FP8>
+__global__ void __launch_bounds__(ROW_THREADS) rms_norm_kernel(const float *residual, const float *weight, float eps, int hidden, const aisp_rows out) {
   constexpr int KEPT = 8; // float4 a thread, so rows up to 8192 are read once
   __shared__ float shared[ROW_THREADS / 32];
   pdl_wait();
   pdl_launch();
   const int64_t t = blockIdx.x;
-  float4 *row = reinterpret_cast<float4 *>(residual + t * hidden);
+  const float4 *row = reinterpret_cast<const float4 *>(residual + t * hidden);
   const int count = hidden / 4;
-  auto load = [&](int i) {
-    float4 v = __ldcg(row + i);
-    if constexpr (DELTA == 1) {
-      const uint2 d = reinterpret_cast<const uint2 *>(static_cast<const __nv_bfloat16 *>(delta) + t * hidden)[i];
-      v.x += bf16_low(d.x), v.y += bf16_high(d.x), v.z += bf16_low(d.y), v.w += bf16_high(d.y);
-    }
-    if constexpr (DELTA == 2) {
-      const float4 d = reinterpret_cast<const float4 *>(static_cast<const float *>(delta) + t * hidden)[i];
-      v.x += d.x, v.y += d.y, v.z += d.z, v.w += d.w;
-    }
-    if constexpr (DELTA != 0) row[i] = v;
-    return v;
-  };
   float4 kept[KEPT];
   float sum = 0;
+  auto add = [&](float4 v) { sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w; };
 #pragma unroll
   for (int j = 0; j < KEPT; j++) {
     const int i = threadIdx.x + j * ROW_THREADS;
-    if (i < count) {
-      kept[j] = load(i);
-      sum += kept[j].x * kept[j].x + kept[j].y * kept[j].y + kept[j].z * kept[j].z + kept[j].w * kept[j].w;
-    }
+    if (i < count) add(kept[j] = __ldcg(row + i));
   }
-  for (int i = threadIdx.x + KEPT * ROW_THREADS; i < count; i += ROW_THREADS) {
-    const float4 v = load(i);
-    sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-  }
+  for (int i = threadIdx.x + KEPT * ROW_THREADS; i < count; i += ROW_THREADS) add(__ldcg(row + i));
   const float scale = rsqrtf(block_sum(sum, shared) / hidden + eps);
-  auto store = [&](int i, float4 v) {
-    const float4 g = reinterpret_cast<const float4 *>(weight)[i];
-    reinterpret_cast<uint2 *>(out + t * hidden)[i] =
-        make_uint2(pack_bf16(v.x * scale * g.x, v.y * scale * g.y), pack_bf16(v.z * scale * g.z, v.w * scale * g.w));
-  };
-#pragma unroll
-  for (int j = 0; j < KEPT; j++) {
-    const int i = threadIdx.x + j * ROW_THREADS;
-    if (i < count) store(i, kept[j]);
-  }
-  for (int i = threadIdx.x + KEPT * ROW_THREADS; i < count; i += ROW_THREADS) store(i, row[i]);
+  leave_row<FP8, KEPT>(out, t, hidden, [&](int j, int i) {
+    const float4 v = j < KEPT ? kept[j] : __ldcg(row + i), g = reinterpret_cast<const float4 *>(weight)[i];
+    return make_uint2(pack_bf16(v.x * scale * g.x, v.y * scale * g.y), pack_bf16(v.z * scale * g.z, v.w * scale * g.w));
+  });
 }
 
-template <bool F32>
-__global__ void silu_mul_kernel(const void *gate_up, int64_t num_tokens, int64_t inner, __nv_bfloat16 *out) {
-  pdl_wait();
-  pdl_launch();
-  const int64_t quads = inner / 4;
-  for (int64_t i = blockIdx.x * (int64_t)blockDim.x + threadIdx.x; i < num_tokens * quads; i += (int64_t)gridDim.x * blockDim.x) {
-    const int64_t t = i / quads, at = t * 2 * inner + i % quads * 4;
-    float g[4], u[4];
-    if constexpr (F32) {
-      const float *from = static_cast<const float *>(gate_up) + at;
-      *reinterpret_cast<float4 *>(g) = *reinterpret_cast<const float4 *>(from);
-      *reinterpret_cast<float4 *>(u) = *reinterpret_cast<const float4 *>(from + inner);
-    } else {
-      const __nv_bfloat16 *from = static_cast<const __nv_bfloat16 *>(gate_up) + at;
-      const uint2 gate = *reinterpret_cast<const uint2 *>(from), up = *reinterpret_cast<const uint2 *>(from + inner);
-      g[0] = bf16_low(gate.x), g[1] = bf16_high(gate.x), g[2] = bf16_low(gate.y), g[3] = bf16_high(gate.y);
-      u[0] = bf16_low(up.x), u[1] = bf16_high(up.x), u[2] = bf16_low(up.y), u[3] = bf16_high(up.y);
-    }
-    reinterpret_cast<uint2 *>(out + t * inner)[i % quads] = make_uint2(pack_bf16(silu(g[0]) * u[0], silu(g[1]) * u[1]),
-                                                                       pack_bf16(silu(g[2]) * u[2], silu(g[3]) * u[3]));
-  }
-}
-
-__global__ void __launch_bounds__(ROW_THREADS) quantize_rows_kernel(const __nv_bfloat16 *x, const float *x_sumsq, float eps, int k,
-                                                                    uint8_t *out, float *scales) {
-  __shared__ float shared[ROW_THREADS / 32];
-  __shared__ float norm;
+template <bool FP8>
+__global__ void __launch_bounds__(ROW_THREADS) silu_mul_kernel(const __nv_bfloat16 *gate_up, int inner, const aisp_rows out) {
   pdl_wait();
   pdl_launch();
   const int64_t t = blockIdx.x;
-  const uint4 *row = reinterpret_cast<const uint4 *>(x + t * k);
-  if (threadIdx.x < 32) {
-    const float scale = x_sumsq ? rms_scale(x_sumsq + t * (k / 16), k / 16, k, eps) : 1.0f;
-    if (threadIdx.x == 0) norm = scale;
-  }
-  float most = 0;
-  for (int i = threadIdx.x; i < k / 8; i += ROW_THREADS) {
-    const uint4 v = row[i];
-    const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-    for (int j = 0; j < 4; j++) most = fmaxf(most, fmaxf(fabsf(bf16_low(pairs[j])), fabsf(bf16_high(pairs[j]))));
-  }
-  most = warp_max(most);
-  if ((threadIdx.x & 31) == 0) shared[threadIdx.x >> 5] = most;
-  __syncthreads();
-#pragma unroll
-  for (int w = 0; w < ROW_THREADS / 32; w++) most = fmaxf(most, shared[w]);
-  const float scale = e4m3_scale(most), inverse = 1.0f / scale;
-  // In the order of weights: word i of 16 values holds values 2i, 2i + 1, 8 + 2i and 9 + 2i.
-  auto codes = [&](uint32_t pair) -> uint32_t {
-    return floats_to_e4m3x2(bf16_low(pair) * inverse, bf16_high(pair) * inverse);
-  };
-  for (int i = threadIdx.x; i < k / 16; i += ROW_THREADS) {
-    const uint4 a = row[2 * i], b = row[2 * i + 1];
-    reinterpret_cast<uint4 *>(out + t * k)[i] = make_uint4(codes(a.x) | codes(b.x) << 16, codes(a.y) | codes(b.y) << 16,
-                                                           codes(a.z) | codes(b.z) << 16, codes(a.w) | codes(b.w) << 16);
-  }
-  if (threadIdx.x == 0) scales[t] = scale * norm;
+  const uint2 *gates = reinterpret_cast<const uint2 *>(gate_up + t * 2 * inner), *ups = gates + inner / 4;
+  leave_row<FP8, 16>(out, t, inner, [&](int, int i) {
+    const uint2 g = __ldcg(gates + i), u = __ldcg(ups + i);
+    return make_uint2(pack_bf16(silu(bf16_low(g.x)) * bf16_low(u.x), silu(bf16_high(g.x)) * bf16_high(u.x)),
+                      pack_bf16(silu(bf16_low(g.y)) * bf16_low(u.y), silu(bf16_high(g.y)) * bf16_high(u.y)));
+  });
+}
+
+__global__ void __launch_bounds__(ROW_THREADS) quantize_rows_kernel(const __nv_bfloat16 *x, int k, const aisp_rows out) {
+  pdl_wait();
+  pdl_launch();
+  const int64_t t = blockIdx.x;
+  leave_row<true, 16>(out, t, k, [&](int, int i) { return __ldcg(reinterpret_cast<const uint2 *>(x + t * k) + i); });
 }
 
 // Eight lanes share 64 values.
@@ -234,39 +209,27 @@ int aisp_embedding(const aisp_ctx *ctx, const aisp_weight *table, const int32_t 
 }
 
 int aisp_rms_norm(const aisp_ctx *ctx, const float *residual, const float *weight, float eps, int32_t num_tokens,
-                  int32_t hidden_size, aisp_bf16 *out, aisp_stream stream) {
+                  int32_t hidden_size, const aisp_rows *out, aisp_stream stream) {
   if (num_tokens == 0) return 0;
-  if (hidden_size % 4) return cudaErrorInvalidValue;
-  return launch(ctx, rms_norm_kernel<0>, num_tokens, ROW_THREADS, 0, stream, const_cast<float *>(residual), nullptr, weight, eps,
-                hidden_size, reinterpret_cast<__nv_bfloat16 *>(out));
+  if (hidden_size % (out->codes ? 16 : 4)) return cudaErrorInvalidValue;
+  return launch(ctx, out->codes ? rms_norm_kernel<true> : rms_norm_kernel<false>, num_tokens, ROW_THREADS, 0, stream, residual, weight, eps,
+                hidden_size, *out);
 }
 
-int aisp_residual_rms_norm(const aisp_ctx *ctx, float *residual, const void *delta, int32_t delta_format, const float *weight,
-                           float eps, int32_t num_tokens, int32_t hidden_size, aisp_bf16 *out, aisp_stream stream) {
+int aisp_silu_mul(const aisp_ctx *ctx, const aisp_bf16 *gate_up, int32_t num_tokens, int32_t intermediate_size, const aisp_rows *out,
+                  aisp_stream stream) {
   if (num_tokens == 0) return 0;
-  if (hidden_size % 4 || (delta_format != AISP_BF16 && delta_format != AISP_F32)) return cudaErrorInvalidValue;
-  auto kernel = delta_format == AISP_BF16 ? rms_norm_kernel<1> : rms_norm_kernel<2>;
-  return launch(ctx, kernel, num_tokens, ROW_THREADS, 0, stream, residual, delta, weight, eps, hidden_size,
-                reinterpret_cast<__nv_bfloat16 *>(out));
+  if (intermediate_size % (out->codes ? 16 : 4)) return cudaErrorInvalidValue;
+  return launch(ctx, out->codes ? silu_mul_kernel<true> : silu_mul_kernel<false>, num_tokens, ROW_THREADS, 0, stream,
+                reinterpret_cast<const __nv_bfloat16 *>(gate_up), intermediate_size, *out);
 }
 
-int aisp_silu_mul(const aisp_ctx *ctx, const void *gate_up, int32_t format, int32_t num_tokens, int32_t intermediate_size,
-                  aisp_bf16 *out, aisp_stream stream) {
-  if (num_tokens == 0) return 0;
-  if (intermediate_size % 4 || (format != AISP_BF16 && format != AISP_F32)) return cudaErrorInvalidValue;
-  const int64_t quads = (int64_t)num_tokens * intermediate_size / 4;
-  const int64_t blocks = ceil_div(quads, 256), most = ctx->sm_count * 16;
-  auto kernel = format == AISP_BF16 ? silu_mul_kernel<false> : silu_mul_kernel<true>;
-  return launch(ctx, kernel, (unsigned)(blocks < most ? blocks : most), 256, 0, stream, gate_up, num_tokens, intermediate_size,
-                reinterpret_cast<__nv_bfloat16 *>(out));
-}
-
-int aisp_quantize_rows(const aisp_ctx *ctx, const aisp_bf16 *x, const float *x_sumsq, float eps, int32_t num_rows, int32_t k,
-                       uint8_t *out, float *scales, aisp_stream stream) {
+int aisp_quantize_rows(const aisp_ctx *ctx, const aisp_bf16 *x, int32_t num_rows, int32_t k, uint8_t *codes, float *scales,
+                       aisp_stream stream) {
   if (num_rows == 0) return 0;
   if (k % 16) return cudaErrorInvalidValue;
-  return launch(ctx, quantize_rows_kernel, num_rows, ROW_THREADS, 0, stream, reinterpret_cast<const __nv_bfloat16 *>(x), x_sumsq,
-                eps, k, out, scales);
+  return launch(ctx, quantize_rows_kernel, num_rows, ROW_THREADS, 0, stream, reinterpret_cast<const __nv_bfloat16 *>(x), k,
+                aisp_rows{nullptr, codes, scales});
 }
 
 int aisp_quantize_groups(const aisp_ctx *ctx, const aisp_bf16 *x, int32_t num_rows, int32_t k, uint8_t *out, float *scales,

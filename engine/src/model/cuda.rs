@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use aisp_kernels::Arithmetic;
 use aisp_kernels::cuda::{
-    CudaError, CudaKv, DecodeAttention, DeviceBuffer, DeviceSlice, DeviceWeight, Fp8Groups, Gpu, LINEAR_MAX_ROWS,
-    LinearInput, LinearOutput, NextNorm, PrefillAttention, Rope, RopeNorms, Rows, WeightFormat,
+    CudaError, CudaKv, DecodeAttention, DeviceBuffer, DeviceSlice, DeviceWeight, Fp8Groups, GemmInput, Gpu,
+    LINEAR_MAX_ROWS, LinearInput, LinearOutput, NextNorm, PrefillAttention, Rope, RopeNorms, Rows, WeightFormat,
 };
 use aisp_kernels::linear::LinearWork;
 use products::{Gemms, LayerGemms};
@@ -158,7 +158,8 @@ impl CudaDecoder {
         )?;
         let products = self.products(rows);
         if products.are_library() {
-            self.gpu.rms_norm(w.residual.all(), first, self.eps(), rows, w.x.all())?;
+            let out = self.input_rows(self.layers.first(), products, w);
+            self.gpu.rms_norm(w.residual.all(), (first, self.eps()), rows, out)?;
         }
         let codes = w.x_codes(products);
         for (index, layer) in self.layers.iter().enumerate() {
@@ -166,7 +167,7 @@ impl CudaDecoder {
             let (first, last) = (index == 0, index + 1 == self.layers.len());
             self.qkv(rows, layer, (products, codes.filter(|_| !first)), w)?;
             self.attend(shape, at, kv, index, w)?;
-            self.mlp(rows, layer, products, (self.next_norm(index), codes.filter(|_| !last)), w)?;
+            self.mlp(rows, index, products, codes.filter(|_| !last), w)?;
         }
         Ok(())
     }
@@ -181,7 +182,7 @@ impl CudaDecoder {
     ) -> Result<(), EngineError> {
         match self.library(products) {
             Some((of_layer, gemms)) if layer.qkv_bias.is_none() => {
-                gemms.multiply(rows, (&of_layer.qkv, &layer.qkv_proj), w.x.all(), w, w.qkv.all())?;
+                gemms.multiply(rows, (&of_layer.qkv, &layer.qkv_proj), w.for_product(products, &w.x), w.qkv.all())?;
                 Ok(())
             }
             _ => self.by_parts(products, rows, |start, len| {
@@ -197,14 +198,15 @@ impl CudaDecoder {
     fn mlp(
         &self,
         rows: usize,
-        layer: &Layer,
+        index: usize,
         products: Products,
-        (next_norm, next_codes): (&DeviceBuffer<f32>, Option<Fp8Groups<'_>>),
+        next_codes: Option<Fp8Groups<'_>>,
         w: &Workspace,
     ) -> Result<(), EngineError> {
         if let Some(library) = self.library(products) {
-            return self.library_mlp(rows, layer, library, next_norm, w);
+            return self.library_mlp(rows, index, (products, library), w);
         }
+        let (layer, next_norm) = (&self.layers[index], self.next_norm(index));
         let codes = w.x_codes(products);
         self.by_parts(products, rows, |start, len| {
             let input = LinearInput::of(w.rows_of(&w.attention, start));
@@ -232,19 +234,30 @@ impl CudaDecoder {
     fn library_mlp(
         &self,
         rows: usize,
-        layer: &Layer,
-        (of_layer, gemms): (&LayerGemms, &Gemms),
-        next_norm: &DeviceBuffer<f32>,
+        index: usize,
+        (products, (of_layer, gemms)): (Products, (&LayerGemms, &Gemms)),
         w: &Workspace,
     ) -> Result<(), EngineError> {
-        gemms.multiply(rows, (&of_layer.o, &layer.o_proj), w.attention.all(), w, w.delta.all())?;
-        let norm = (&layer.post_attention_norm, self.eps());
-        self.gpu.residual_rms_norm(w.residual.all(), w.delta.all(), norm, rows, w.x.all())?;
-        gemms.multiply(rows, (&of_layer.gate_up, &layer.gate_up_proj), w.x.all(), w, w.gate_up.all())?;
-        self.gpu.silu_mul(w.gate_up.all(), rows, self.config.intermediate_size, w.gated.all())?;
-        gemms.multiply(rows, (&of_layer.down, &layer.down_proj), w.gated.all(), w, w.delta.all())?;
-        self.gpu.residual_rms_norm(w.residual.all(), w.delta.all(), (next_norm, self.eps()), rows, w.x.all())?;
+        let layer = &self.layers[index];
+        let attention = of_layer.o.input(rows, w.attention.all(), w.rounded())?;
+        gemms.multiply(rows, (&of_layer.o, &layer.o_proj), attention, w.residual.all())?;
+        let (x, gated) = (w.for_product(products, &w.x), w.for_product(products, &w.gated));
+        self.gpu.rms_norm(w.residual.all(), (&layer.post_attention_norm, self.eps()), rows, x)?;
+        gemms.multiply(rows, (&of_layer.gate_up, &layer.gate_up_proj), x, w.gate_up.all())?;
+        self.gpu.silu_mul(w.gate_up.all(), rows, self.config.intermediate_size, gated)?;
+        gemms.multiply(rows, (&of_layer.down, &layer.down_proj), gated, w.residual.all())?;
+        let next = self.input_rows(self.layers.get(index + 1), products, w);
+        self.gpu.rms_norm(w.residual.all(), (self.next_norm(index), self.eps()), rows, next)?;
         Ok(())
+    }
+
+    /// Where a norm leaves what the first product of a layer, or without one the head, reads: bf16 where that is not
+    /// cuBLASLt's in e4m3.
+    fn input_rows<'a>(&self, layer: Option<&Layer>, products: Products, w: &'a Workspace) -> GemmInput<'a> {
+        match layer {
+            Some(layer) if layer.qkv_bias.is_none() => w.for_product(products, &w.x),
+            _ => GemmInput::Bf16(w.x.all()),
+        }
     }
 
     /// Logits of rows that a table on the device lists, at most [`LINEAR_MAX_ROWS`] at a time; or of all rows in order.
@@ -263,7 +276,9 @@ impl CudaDecoder {
         // Of a step of decodes every row is wanted, in order.
         let in_order = shape.is_decode() && num_logits == shape.num_rows;
         match self.library(products) {
-            Some((_, gemms)) if in_order => gemms.multiply(num_logits, (&gemms.head, head), w.x.all(), w, out)?,
+            Some((_, gemms)) if in_order => {
+                gemms.multiply(num_logits, (&gemms.head, head), GemmInput::Bf16(w.x.all()), out)?
+            }
             None if in_order && products.are_wide() => {
                 self.gpu.wide_linear(head, num_logits, self.normed(w, 0, true), LinearOutput::F32(out))?;
             }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use aisp_kernels::cuda::{
-    CudaError, DeviceBuffer, DeviceSlice, DrawTables, FP8_GROUP, Fp8Groups, Fp8Rows, Gpu, NextNorm,
+    CudaError, DeviceBuffer, DeviceSlice, DrawTables, FP8_GROUP, Fp8Groups, Fp8Rows, GemmInput, Gpu, NextNorm,
     decode_workspace_bytes,
 };
 use bytemuck::Pod;
@@ -54,8 +54,6 @@ pub struct Workspace {
     pub gated: DeviceBuffer<bf16>,
     /// `[T, 2 I]`; for cuBLASLt.
     pub gate_up: DeviceBuffer<bf16>,
-    /// `[T, H]`; for cuBLASLt.
-    pub delta: DeviceBuffer<f32>,
     /// `[T, K]` of the widest product; for products in e4m3.
     codes: DeviceBuffer<u8>,
     /// `[T]`, or `[H / 64, T]` for own products; for products in e4m3.
@@ -88,7 +86,6 @@ impl Workspace {
             attention: halves(rows * q)?,
             gated: halves(rows * inner)?,
             gate_up: halves(library_rows * 2 * inner)?,
-            delta: floats(library_rows * hidden)?,
             codes: DeviceBuffer::zeroed(gpu, fp8_rows * hidden.max(q).max(inner), WORKSPACE)?,
             code_scales: floats(fp8_rows * hidden.div_ceil(FP8_GROUP))?,
             gated_codes: DeviceBuffer::zeroed(gpu, fp8_rows * inner, WORKSPACE)?,
@@ -100,7 +97,7 @@ impl Workspace {
     /// Bytes that it will take.
     pub fn num_bytes(config: &ModelConfig, size: WorkspaceSize) -> u64 {
         let [hidden, qkv, q, inner] = widths(config);
-        let library = if size.library { 4 * inner + 4 * hidden } else { 0 };
+        let library = if size.library { 4 * inner } else { 0 };
         let scales = 4 * (hidden.div_ceil(FP8_GROUP) + inner.div_ceil(FP8_GROUP));
         let fp8 = if size.fp8 { hidden.max(q).max(inner) + inner + scales } else { 0 };
         let row = 4 * hidden + 2 * hidden + hidden / 4 + 4 * qkv + 4 * q + 2 * inner + library + fp8;
@@ -113,9 +110,17 @@ impl Workspace {
         buffer.slice(start * width..buffer.len())
     }
 
-    /// Where the rows of a product in e4m3 are put.
+    /// Where the rows of a product of cuBLASLt in e4m3 are put.
     pub fn rounded(&self) -> Fp8Rows<'_> {
         Fp8Rows { codes: self.codes.all(), scales: self.code_scales.all() }
+    }
+
+    /// Where an op leaves what such a product reads: `x` or `gated`, or in its place what e4m3 makes of it.
+    pub fn for_product<'a>(&'a self, products: Products, x: &'a DeviceBuffer<bf16>) -> GemmInput<'a> {
+        match products {
+            Products::LibraryFp8 => GemmInput::Fp8(self.rounded()),
+            _ => GemmInput::Bf16(x.all()),
+        }
     }
 
     /// Where `x` stands for own products in e4m3.

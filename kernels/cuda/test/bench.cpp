@@ -178,7 +178,7 @@ struct Pool {
     const Device<aisp_bf16> noise(rows * dim);
     CK(aisp_fill_normal(CTX, noise.ptr, noise.count, seed, 0, 1, STREAM));
     if (format == AISP_KV_FP8) {
-      CK(aisp_quantize_rows(CTX, noise.ptr, nullptr, 0, (int)rows, dim, data.ptr, (float *)scales.ptr, STREAM));
+      CK(aisp_quantize_rows(CTX, noise.ptr, (int)rows, dim, data.ptr, (float *)scales.ptr, STREAM));
     } else { // codes lie as those of weights do
       const Device<uint8_t> other(aisp_weight_scales_bytes(AISP_NVFP4, (int)rows, dim));
       CK(aisp_quantize_weight(CTX, AISP_NVFP4, (int)rows, dim, noise.ptr, 1.0f / 448, data.ptr, other.ptr, STREAM));
@@ -199,7 +199,6 @@ struct Step {
   int batch, context, max_context; // as the engine records steps: for contexts up to 1024 at once
   Device<float> residual, qkv, logits, sumsq, x_scales, gated_scales;
   Device<aisp_bf16> x, q, attention, gated, gate_up;
-  Device<float> delta;
   Device<int32_t> ids, positions, slots, lens, tables, cu;
   std::vector<Pool> pools;
   Device<uint8_t> workspace, argmax_space, gemm_space;
@@ -211,7 +210,7 @@ struct Step {
         logits((size_t)std::min(rows, 256) * m.s.vocab), sumsq((size_t)rows * m.s.hidden / 16),
         x_scales((size_t)(rows + 3) * m.s.hidden / 64), gated_scales((size_t)(rows + 3) * m.s.inner / 64), x((size_t)rows * m.s.hidden),
         q((size_t)rows * m.s.heads * m.s.dim), attention(q.count), gated((size_t)rows * m.s.inner), gate_up((size_t)rows * 2 * m.s.inner),
-        delta((size_t)rows * m.s.hidden), ids(rows), positions(rows), slots(rows), lens(batch), cu(batch + 1),
+        ids(rows), positions(rows), slots(rows), lens(batch), cu(batch + 1),
         workspace(aisp_decode_workspace_bytes(batch, m.s.heads, m.s.dim, max_context)), argmax_space(aisp_argmax_workspace_bytes(batch)),
         gemm_space(32 << 20), max_blocks(context / 16 + 2) {
     CK(aisp_memset(workspace.ptr, 0, workspace.count, STREAM));
@@ -278,70 +277,64 @@ struct Step {
     linear(m.head, x.ptr, AISP_OUT_F32, logits.ptr, true, false);
     CK(aisp_argmax(CTX, logits.ptr, m.s.vocab, batch, m.s.vocab, ids.ptr, argmax_space.ptr, STREAM));
   }
-  // Products by cuBLASLt, weights and x in bf16, or in e4m3 with x rounded before each.
-  int format = AISP_BF16;
+  // Products by cuBLASLt, weights and x in bf16 or in e4m3.
+  bool fp8 = false;
   Device<uint8_t> codes;
-  void tune(aisp_gemm **plan, int out_format, const Matrix &w, const aisp_bf16 *from, void *out, int rows) {
-    CK(aisp_gemm_create(CTX, w.format, out_format, w.n, w.k, plan));
+  aisp_rows rows_for_product(aisp_bf16 *x) { return fp8 ? aisp_rows{nullptr, codes.ptr, x_scales.ptr} : aisp_rows{x, nullptr, nullptr}; }
+  void tune(aisp_gemm **plan, int output, const Matrix &w, const aisp_bf16 *from, void *out, int rows) {
+    CK(aisp_gemm_create(CTX, w.format, output, w.n, w.k, plan));
     Device<uint8_t> flush((size_t)128 << 20);
     float us;
     const aisp_weight view = w.view();
-    const bool fp8 = w.format == AISP_FP8;
-    if (fp8) round(from, rows, w.k);
-    CK(aisp_gemm_tune(*plan, rows, fp8 ? (const void *)codes.ptr : from, fp8 ? x_scales.ptr : nullptr, view.data,
-                      fp8 ? (const float *)view.scales : nullptr, out, gemm_space.ptr, gemm_space.count, flush.ptr, flush.count, STREAM, &us));
+    const bool rounded = w.format == AISP_FP8;
+    if (rounded) round(from, rows, w.k);
+    CK(aisp_gemm_tune(*plan, rows, rounded ? (const void *)codes.ptr : from, rounded ? x_scales.ptr : nullptr, view.data,
+                      rounded ? (const float *)view.scales : nullptr, out, gemm_space.ptr, gemm_space.count, flush.ptr, flush.count, STREAM, &us));
     std::printf("  gemm %s %dx%d rows %d: %.1f us, %.0f TFLOP/s\n", format_name(w.format), w.n, w.k, rows, us, 2.0 * w.n * w.k * rows / us / 1e6);
   }
   void tune() {
     const int rows = (int)ids.count;
-    format = m.qkv[0].format;
-    if (format == AISP_FP8) codes = Device<uint8_t>((size_t)rows * std::max(m.s.inner, m.s.hidden));
-    tune(&plans.qkv, AISP_F32, m.qkv[0], x.ptr, qkv.ptr, rows);
-    tune(&plans.o, AISP_F32, m.o[0], attention.ptr, delta.ptr, rows);
-    tune(&plans.gate_up, AISP_BF16, m.gate_up[0], x.ptr, gate_up.ptr, rows);
-    tune(&plans.down, AISP_F32, m.down[0], gated.ptr, delta.ptr, rows);
-    tune(&plans.head, AISP_F32, m.head, x.ptr, logits.ptr, batch);
+    fp8 = m.qkv[0].format == AISP_FP8;
+    if (fp8) codes = Device<uint8_t>((size_t)rows * std::max(m.s.inner, m.s.hidden));
+    tune(&plans.qkv, AISP_GEMM_F32, m.qkv[0], x.ptr, qkv.ptr, rows);
+    tune(&plans.o, AISP_GEMM_ADD, m.o[0], attention.ptr, residual.ptr, rows);
+    tune(&plans.gate_up, AISP_GEMM_BF16, m.gate_up[0], x.ptr, gate_up.ptr, rows);
+    tune(&plans.down, AISP_GEMM_ADD, m.down[0], gated.ptr, residual.ptr, rows);
+    tune(&plans.head, AISP_GEMM_F32, m.head, x.ptr, logits.ptr, batch);
   }
-  void round(const aisp_bf16 *from, int rows, int k) { CK(aisp_quantize_rows(CTX, from, nullptr, 0, rows, k, codes.ptr, x_scales.ptr, STREAM)); }
+  void round(const aisp_bf16 *from, int rows, int k) { CK(aisp_quantize_rows(CTX, from, rows, k, codes.ptr, x_scales.ptr, STREAM)); }
   void gemm(aisp_gemm *plan, const Matrix &w, const aisp_bf16 *from, void *out, int rows) {
     const aisp_weight view = w.view();
-    const bool fp8 = w.format == AISP_FP8;
-    CK(aisp_gemm_run(plan, rows, fp8 ? (const void *)codes.ptr : from, fp8 ? x_scales.ptr : nullptr, view.data,
-                     fp8 ? (const float *)view.scales : nullptr, out, gemm_space.ptr, gemm_space.count, STREAM));
+    const bool rounded = w.format == AISP_FP8;
+    CK(aisp_gemm_run(plan, rows, rounded ? (const void *)codes.ptr : from, rounded ? x_scales.ptr : nullptr, view.data,
+                     rounded ? (const float *)view.scales : nullptr, out, gemm_space.ptr, gemm_space.count, STREAM));
   }
+  void norm(const aisp_rows &out) { CK(aisp_rms_norm(CTX, residual.ptr, m.norm.ptr, 1e-5f, (int)ids.count, m.s.hidden, &out, STREAM)); }
   // What a layer is made of where cuBLASLt multiplies.
   using Op = std::pair<const char *, std::function<void(int)>>;
   std::vector<Op> library_ops() {
     const int rows = (int)ids.count;
+    const aisp_rows normed = rows_for_product(x.ptr), gate = rows_for_product(gated.ptr);
     std::vector<Op> ops;
-    auto round_for = [&](const aisp_bf16 *from, int k) {
-      if (format == AISP_FP8) ops.emplace_back("round", [=](int) { round(from, rows, k); });
-    };
-    auto add_and_norm = [=](int) {
-      CK(aisp_residual_rms_norm(CTX, residual.ptr, delta.ptr, AISP_F32, m.norm.ptr, 1e-5f, rows, m.s.hidden, x.ptr, STREAM));
-    };
-    round_for(x.ptr, m.s.hidden);
+    ops.emplace_back("norm", [=](int) { norm(normed); });
     ops.emplace_back("qkv", [=](int l) { gemm(plans.qkv, m.qkv[l], x.ptr, qkv.ptr, rows); });
     ops.emplace_back("rope and attention", [=](int l) { attend(l); });
-    round_for(attention.ptr, m.s.heads * m.s.dim);
-    ops.emplace_back("o", [=](int l) { gemm(plans.o, m.o[l], attention.ptr, delta.ptr, rows); });
-    ops.emplace_back("residual and norm", add_and_norm);
-    round_for(x.ptr, m.s.hidden);
+    if (fp8) ops.emplace_back("round", [=](int) { round(attention.ptr, rows, m.s.heads * m.s.dim); });
+    ops.emplace_back("o", [=](int l) { gemm(plans.o, m.o[l], attention.ptr, residual.ptr, rows); });
+    ops.emplace_back("norm", [=](int) { norm(normed); });
     ops.emplace_back("gate and up", [=](int l) { gemm(plans.gate_up, m.gate_up[l], x.ptr, gate_up.ptr, rows); });
-    ops.emplace_back("silu mul", [=](int) { CK(aisp_silu_mul(CTX, gate_up.ptr, AISP_BF16, rows, m.s.inner, gated.ptr, STREAM)); });
-    round_for(gated.ptr, m.s.inner);
-    ops.emplace_back("down", [=](int l) { gemm(plans.down, m.down[l], gated.ptr, delta.ptr, rows); });
-    ops.emplace_back("residual and norm", add_and_norm);
+    ops.emplace_back("silu mul", [=](int) { CK(aisp_silu_mul(CTX, gate_up.ptr, rows, m.s.inner, &gate, STREAM)); });
+    ops.emplace_back("down", [=](int l) { gemm(plans.down, m.down[l], gated.ptr, residual.ptr, rows); });
     return ops;
   }
   void library() {
     const int rows = (int)ids.count;
     const aisp_weight table = m.s.tied ? m.head.view() : m.embed.view();
     CK(aisp_embedding(CTX, &table, ids.ptr, nullptr, 0, rows, residual.ptr, nullptr, nullptr, nullptr, STREAM));
-    CK(aisp_rms_norm(CTX, residual.ptr, m.norm.ptr, 1e-5f, rows, m.s.hidden, x.ptr, STREAM));
     const auto ops = library_ops();
     for (int l = 0; l < m.s.layers; l++)
       for (auto &op : ops) op.second(l);
+    norm({x.ptr, nullptr, nullptr});
     gemm(plans.head, m.head, x.ptr, logits.ptr, batch);
     CK(aisp_argmax(CTX, logits.ptr, m.s.vocab, batch, m.s.vocab, ids.ptr, argmax_space.ptr, STREAM));
   }

@@ -402,70 +402,47 @@ static void check_pointwise() {
   for (int hidden : {64, 576, 4096, 16384}) {
     const int T = 7;
     const std::string at = " " + std::to_string(hidden);
-    const auto residual = rough_f32((size_t)T * hidden, SEED++, 3), weight = rough_f32(hidden, SEED++, 1), delta32 = rough_f32((size_t)T * hidden, SEED++, 1);
-    const auto delta16 = rough_bf16((size_t)T * hidden, SEED++, 1);
-    const Device<float> dw(weight), d32(delta32);
-    const Device<aisp_bf16> d16(delta16);
-    for (int kind = 0; kind < 3; kind++) {
-      Device<float> r(residual);
-      Device<aisp_bf16> out((size_t)T * hidden);
-      out.poison();
-      if (kind == 0) CK(aisp_rms_norm(CTX, r.ptr, dw.ptr, 1e-5f, T, hidden, out.ptr, STREAM));
-      else
-        CK(aisp_residual_rms_norm(CTX, r.ptr, kind == 1 ? (void *)d16.ptr : (void *)d32.ptr, kind == 1 ? AISP_BF16 : AISP_F32, dw.ptr, 1e-5f, T,
-                                  hidden, out.ptr, STREAM));
-      const auto ry = r.get();
-      const auto y = out.get();
-      Nmse er, e, wrong;
-      for (int t = 0; t < T; t++) {
-        std::vector<double> h(hidden);
-        double sum = 0;
-        for (int i = 0; i < hidden; i++) {
-          const size_t p = (size_t)t * hidden + i;
-          h[i] = residual[p] + (kind == 0 ? 0.0 : kind == 1 ? bf16_to_float(delta16[p]) : delta32[p]);
-          er.add(ry[p], h[i]);
-          sum += h[i] * h[i];
-        }
-        for (int i = 0; i < hidden; i++) {
-          const double v = h[i] * weight[i] / std::sqrt(sum / hidden + 1e-5);
-          e.add(bf16_to_float(y[(size_t)t * hidden + i]), v);
-          wrong.add(bf16_to_float(y[(size_t)t * hidden + i]), v * 1.01);
-        }
-      }
-      expect_below(er.value(), 1e-12, "rms_norm residual" + at);
-      expect_below(e.value(), BF16_ROUNDING, "rms_norm" + at);
-      expect_above(wrong.value(), BF16_ROUNDING, "rms_norm off by a hundredth");
-    }
-    const auto gate_up = rough_f32((size_t)T * 2 * hidden, SEED++, 2);
+    const auto residual = rough_f32((size_t)T * hidden, SEED++, 3), weight = rough_f32(hidden, SEED++, 1), gate_up = rough_f32((size_t)T * 2 * hidden, SEED++, 2);
     std::vector<aisp_bf16> gate_up16(gate_up.size());
     for (size_t i = 0; i < gate_up.size(); i++) gate_up16[i] = float_to_bf16(gate_up[i]);
-    const Device<float> g32(gate_up);
+    const Device<float> r(residual), dw(weight);
     const Device<aisp_bf16> g16(gate_up16);
-    for (int format : {AISP_BF16, AISP_F32}) {
+    // Each op as bf16, then as e4m3, which is to have the bits of the rounding of what it leaves as bf16.
+    for (bool norm : {true, false}) {
+      const std::string name = (norm ? "rms_norm" : "silu_mul") + at;
+      auto run = [&](const aisp_rows &out) {
+        if (norm) CK(aisp_rms_norm(CTX, r.ptr, dw.ptr, 1e-5f, T, hidden, &out, STREAM));
+        else CK(aisp_silu_mul(CTX, g16.ptr, T, hidden, &out, STREAM));
+      };
       Device<aisp_bf16> out((size_t)T * hidden);
-      out.poison();
-      CK(aisp_silu_mul(CTX, format == AISP_BF16 ? (void *)g16.ptr : (void *)g32.ptr, format, T, hidden, out.ptr, STREAM));
+      Device<uint8_t> codes(out.count), wanted_codes(out.count);
+      Device<float> scales(T), wanted_scales(T);
+      out.poison(), codes.poison(), scales.poison(), wanted_codes.poison(), wanted_scales.poison();
+      run({out.ptr, nullptr, nullptr});
+      run({nullptr, codes.ptr, scales.ptr});
+      CK(aisp_quantize_rows(CTX, out.ptr, T, hidden, wanted_codes.ptr, wanted_scales.ptr, STREAM));
       const auto y = out.get();
-      Nmse e;
-      for (int t = 0; t < T; t++)
+      const auto cy = codes.get(), wanted = wanted_codes.get();
+      const auto sy = scales.get(), wanted_sy = wanted_scales.get();
+      Nmse e, wrong, rounded;
+      for (int t = 0; t < T; t++) {
+        double sum = 0;
+        for (int i = 0; i < hidden; i++) sum += (double)residual[(size_t)t * hidden + i] * residual[(size_t)t * hidden + i];
         for (int i = 0; i < hidden; i++) {
-          const size_t p = (size_t)t * 2 * hidden + i;
-          const double g = format == AISP_BF16 ? bf16_to_float(gate_up16[p]) : gate_up[p];
-          const double u = format == AISP_BF16 ? bf16_to_float(gate_up16[p + hidden]) : gate_up[p + hidden];
-          e.add(bf16_to_float(y[(size_t)t * hidden + i]), g / (1 + std::exp(-g)) * u);
+          const size_t p = (size_t)t * hidden + i, pair = (size_t)t * 2 * hidden + i;
+          const double g = bf16_to_float(gate_up16[pair]), u = bf16_to_float(gate_up16[pair + hidden]);
+          const double v = norm ? residual[p] * weight[i] / std::sqrt(sum / hidden + 1e-5) : g / (1 + std::exp(-g)) * u;
+          e.add(bf16_to_float(y[p]), v);
+          wrong.add(bf16_to_float(y[p]), v * 1.01);
+          rounded.add(e4m3_value(cy[fp8_place(p)]) * sy[t], bf16_to_float(y[p]));
         }
-      expect_below(e.value(), BF16_ROUNDING, "silu_mul" + at);
+      }
+      expect_below(e.value(), BF16_ROUNDING, name);
+      expect_above(wrong.value(), BF16_ROUNDING, name + " off by a hundredth");
+      expect_below(rounded.value(), 1e-3, name + " as e4m3");
+      expect_same_bits(cy.data(), wanted.data(), cy.size(), name + " codes");
+      expect_same_bits(sy.data(), wanted_sy.data(), sy.size(), name + " scales");
     }
-    Device<uint8_t> codes((size_t)T * hidden);
-    Device<float> scales(T);
-    codes.poison();
-    scales.poison();
-    CK(aisp_quantize_rows(CTX, d16.ptr, nullptr, 0, T, hidden, codes.ptr, scales.ptr, STREAM));
-    const auto cy = codes.get();
-    const auto sy = scales.get();
-    Nmse e;
-    for (size_t i = 0; i < cy.size(); i++) e.add(e4m3_value(cy[fp8_place(i)]) * sy[i / hidden], bf16_to_float(delta16[i]));
-    expect_below(e.value(), 1e-3, "quantize_rows" + at);
   }
   for (int format : {AISP_BF16, AISP_FP8, AISP_W8G32, AISP_W4G32, AISP_NVFP4})
     for (int T : {1, 7, 80}) {
@@ -1003,9 +980,9 @@ static void check_gemm() {
   Device<uint8_t> workspace(32 << 20);
   for (auto [n, k] : {std::pair{768, 1024}, {320, 192}})
     for (int format : {AISP_BF16, AISP_FP8})
-      for (int out_format : {AISP_BF16, AISP_F32})
+      for (int output : {AISP_GEMM_BF16, AISP_GEMM_F32, AISP_GEMM_ADD})
         for (int rows : {16, 33, 200}) {
-          const std::string name = std::string("gemm ") + format_name(format) + " " + std::to_string(n) + "x" + std::to_string(k) + " rows ";
+          const std::string name = std::string(output == AISP_GEMM_ADD ? "gemm, added, " : "gemm ") + format_name(format) + " " + std::to_string(n) + "x" + std::to_string(k) + " rows ";
           const bool fp8 = format == AISP_FP8;
           const Weight w = make_weight(format, n, k, SEED++);
           auto x = rough_bf16((size_t)rows * k, SEED++);
@@ -1013,11 +990,12 @@ static void check_gemm() {
           const Device<aisp_bf16> dx(x);
           Device<uint8_t> codes((size_t)rows * k);
           Device<float> scales(rows);
-          CK(aisp_quantize_rows(CTX, dx.ptr, nullptr, 0, rows, k, codes.ptr, scales.ptr, STREAM));
+          CK(aisp_quantize_rows(CTX, dx.ptr, rows, k, codes.ptr, scales.ptr, STREAM));
           const auto cy = codes.get();
           const auto sy = scales.get();
           aisp_gemm *gemm;
-          CK(aisp_gemm_create(CTX, format, out_format, n, k, &gemm));
+          CK(aisp_gemm_create(CTX, format, output, n, k, &gemm));
+          const auto before = rough_f32((size_t)rows * n, SEED++, 1);
           Device<float> out((size_t)rows * n); // room for either
           const void *from = fp8 ? (void *)codes.ptr : (void *)dx.ptr;
           const float *xs = fp8 ? scales.ptr : nullptr, *ws = fp8 ? (float *)w.scales.ptr : nullptr;
@@ -1030,10 +1008,11 @@ static void check_gemm() {
           }
           // The plan is for fewer rows too.
           for (int used : {rows, rows - 5}) {
-            out.poison();
+            if (output == AISP_GEMM_ADD) out.put(before);
+            else out.poison();
             if (fp8) { // right before the product, as in a step
               codes.poison(), scales.poison();
-              CK(aisp_quantize_rows(CTX, dx.ptr, nullptr, 0, used, k, codes.ptr, scales.ptr, STREAM));
+              CK(aisp_quantize_rows(CTX, dx.ptr, used, k, codes.ptr, scales.ptr, STREAM));
             }
             CK(aisp_gemm_run(gemm, used, from, xs, w.data.ptr, ws, out.ptr, workspace.ptr, workspace.count, STREAM));
             const auto y = out.get();
@@ -1047,9 +1026,10 @@ static void check_gemm() {
                   sum += (fp8 ? (double)e4m3_value(cy[fp8_place(at)]) : (double)bf16_to_float(x[at])) * w.values[(size_t)c * k + i];
                 }
                 const size_t at = (size_t)t * n + c;
-                const double got = out_format == AISP_F32 ? y[at] : bf16_to_float(((const aisp_bf16 *)y.data())[at]);
-                e.add(got, fp8 ? sum * sy[t] : sum);
-                wrong.add(got, fp8 ? sum * sy[(t + 2) % used] : sum * 1.01);
+                const double got = output != AISP_GEMM_BF16 ? y[at] : bf16_to_float(((const aisp_bf16 *)y.data())[at]);
+                const double base = output == AISP_GEMM_ADD ? before[at] : 0;
+                e.add(got, base + (fp8 ? sum * sy[t] : sum));
+                wrong.add(got, base + (fp8 ? sum * sy[(t + 2) % used] : sum * 1.01));
               }
             const double limit = fp8 ? 1e-5 : BF16_ROUNDING;
             expect_below(e.value(), limit, name + std::to_string(used) + " of " + std::to_string(rows));

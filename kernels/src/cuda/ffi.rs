@@ -56,6 +56,18 @@ pub struct Weight {
     pub scales: *const c_void,
 }
 
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct RowsOut {
+    pub x: *mut c_void,
+    pub codes: *mut u8,
+    pub scales: *mut f32,
+}
+
+pub const GEMM_BF16: i32 = 0;
+pub const GEMM_F32: i32 = 1;
+pub const GEMM_ADD: i32 = 2;
+
 pub const OUT_BF16: i32 = 0;
 pub const OUT_F32: i32 = 1;
 pub const OUT_RESIDUAL: i32 = 2;
@@ -222,14 +234,7 @@ unsafe extern "C" {
     pub fn aisp_linear(ctx: *const Ctx, w: *const Weight, args: *const LinearArgs, stream: Stream) -> c_int;
     pub fn aisp_wide_linear(ctx: *const Ctx, w: *const Weight, args: *const LinearArgs, stream: Stream) -> c_int;
     pub fn aisp_has_wide_linear(ctx: *const Ctx) -> i32;
-    pub fn aisp_gemm_create(
-        ctx: *const Ctx,
-        format: i32,
-        out_format: i32,
-        n: i32,
-        k: i32,
-        out: *mut *mut Gemm,
-    ) -> c_int;
+    pub fn aisp_gemm_create(ctx: *const Ctx, format: i32, output: i32, n: i32, k: i32, out: *mut *mut Gemm) -> c_int;
     pub fn aisp_gemm_destroy(gemm: *mut Gemm) -> c_int;
     pub fn aisp_gemm_tune(
         gemm: *mut Gemm,
@@ -278,28 +283,15 @@ unsafe extern "C" {
         eps: f32,
         num_tokens: i32,
         hidden_size: i32,
-        out: *mut c_void,
-        stream: Stream,
-    ) -> c_int;
-    pub fn aisp_residual_rms_norm(
-        ctx: *const Ctx,
-        residual: *mut f32,
-        delta: *const c_void,
-        delta_format: i32,
-        weight: *const f32,
-        eps: f32,
-        num_tokens: i32,
-        hidden_size: i32,
-        out: *mut c_void,
+        out: *const RowsOut,
         stream: Stream,
     ) -> c_int;
     pub fn aisp_silu_mul(
         ctx: *const Ctx,
         gate_up: *const c_void,
-        format: i32,
         num_tokens: i32,
         intermediate_size: i32,
-        out: *mut c_void,
+        out: *const RowsOut,
         stream: Stream,
     ) -> c_int;
     pub fn aisp_rope_store(
@@ -373,11 +365,9 @@ unsafe extern "C" {
     pub fn aisp_quantize_rows(
         ctx: *const Ctx,
         x: *const c_void,
-        x_sumsq: *const f32,
-        eps: f32,
         num_rows: i32,
         k: i32,
-        out: *mut u8,
+        codes: *mut u8,
         scales: *mut f32,
         stream: Stream,
     ) -> c_int;

@@ -65,13 +65,29 @@ pub struct Fp8Rows<'a> {
     pub scales: DeviceSlice<'a, f32>,
 }
 
-/// The x of a product, of the type that its plan was made for.
+/// The x of a product, of the type that its plan was made for; and where an op before it leaves that.
 #[derive(Debug, Clone, Copy)]
 pub enum GemmInput<'a> {
     /// `[num_rows, k]`.
     Bf16(DeviceSlice<'a, bf16>),
     /// Of so many rows.
     Fp8(Fp8Rows<'a>),
+}
+
+impl GemmInput<'_> {
+    /// Its addresses, for an op that writes `num_rows` of `k` values.
+    pub(super) fn raw(self, op: &'static str, num_rows: usize, k: usize) -> Result<ffi::RowsOut, CudaError> {
+        let nothing =
+            ffi::RowsOut { x: std::ptr::null_mut(), codes: std::ptr::null_mut(), scales: std::ptr::null_mut() };
+        Ok(match self {
+            Self::Bf16(x) => ffi::RowsOut { x: x.at_least(op, "out", num_rows * k)?.cast(), ..nothing },
+            Self::Fp8(rows) => ffi::RowsOut {
+                codes: rows.codes.at_least(op, "codes", num_rows * k)?,
+                scales: rows.scales.at_least(op, "scales", num_rows)?,
+                ..nothing
+            },
+        })
+    }
 }
 
 /// What a product of cuBLASLt leaves.
@@ -81,13 +97,16 @@ pub enum GemmOutput {
     Bf16,
     /// f32 values.
     F32,
+    /// f32 values, added to those that are there.
+    Add,
 }
 
 impl GemmOutput {
     fn code(self) -> i32 {
         match self {
-            Self::Bf16 => ffi::BF16,
-            Self::F32 => ffi::F32,
+            Self::Bf16 => ffi::GEMM_BF16,
+            Self::F32 => ffi::GEMM_F32,
+            Self::Add => ffi::GEMM_ADD,
         }
     }
 }
@@ -217,7 +236,7 @@ impl Gemm {
         Ok(best_us)
     }
 
-    /// `out [num_rows, n] = x [num_rows, k] W^T`.
+    /// `out [num_rows, n] = x [num_rows, k] W^T`, or `+=`.
     ///
     /// Errors: as [`Gemm::tune`].
     pub fn run<T>(

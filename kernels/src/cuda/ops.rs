@@ -6,7 +6,7 @@ use half::bf16;
 use super::buffer::{DeviceBuffer, DeviceSlice, at_least_or_null};
 use super::error::CudaError;
 use super::ffi;
-use super::gemm::Fp8Rows;
+use super::gemm::{Fp8Rows, GemmInput};
 use super::gpu::{Gpu, check};
 use super::kv::CudaKv;
 use super::linear::NextNorm;
@@ -191,62 +191,23 @@ impl Gpu {
     /// The norm of rows of the residual.
     ///
     /// Shapes: `residual` and `out [num_tokens, hidden_size]`.
-    /// Errors: operands that are too small; a failed launch.
+    /// Errors: operands that are too small; a width that is no multiple of 16; a failed launch.
     pub fn rms_norm(
         &self,
         residual: DeviceSlice<'_, f32>,
-        weight: &DeviceBuffer<f32>,
-        eps: f32,
+        (weight, eps): (&DeviceBuffer<f32>, f32),
         num_tokens: usize,
-        out: DeviceSlice<'_, bf16>,
+        out: GemmInput<'_>,
     ) -> Result<(), CudaError> {
         const OP: &str = "a norm";
         let hidden = weight.len();
         let residual = residual.at_least(OP, "residual", num_tokens * hidden)?;
-        let out = out.at_least(OP, "out", num_tokens * hidden)?;
+        let out = out.raw(OP, num_tokens, hidden)?;
         let weight = weight.all().at_least(OP, "norm", hidden)?;
         // SAFETY: every operand has the size that its shape asks for.
         let code = unsafe {
             let (ctx, tokens) = (self.ctx(), num_tokens as i32);
-            ffi::aisp_rms_norm(ctx, residual, weight, eps, tokens, hidden as i32, out.cast(), self.stream())
-        };
-        check(OP, code)
-    }
-
-    /// Adds `delta` to the residual and norms the sum.
-    ///
-    /// Shapes: all `[num_tokens, hidden_size]`.
-    /// Errors: operands that are too small; a failed launch.
-    pub fn residual_rms_norm(
-        &self,
-        residual: DeviceSlice<'_, f32>,
-        delta: DeviceSlice<'_, f32>,
-        (weight, eps): (&DeviceBuffer<f32>, f32),
-        num_tokens: usize,
-        out: DeviceSlice<'_, bf16>,
-    ) -> Result<(), CudaError> {
-        const OP: &str = "a residual and its norm";
-        let hidden = weight.len();
-        let residual = residual.at_least(OP, "residual", num_tokens * hidden)?;
-        let delta = delta.at_least(OP, "delta", num_tokens * hidden)?;
-        let out = out.at_least(OP, "out", num_tokens * hidden)?;
-        let weight = weight.all().at_least(OP, "norm", hidden)?;
-        // SAFETY: every operand has the size that its shape asks for.
-        let code = unsafe {
-            let (ctx, tokens, hidden) = (self.ctx(), num_tokens as i32, hidden as i32);
-            let delta = delta.cast_const().cast();
-            ffi::aisp_residual_rms_norm(
-                ctx,
-                residual,
-                delta,
-                ffi::F32,
-                weight,
-                eps,
-                tokens,
-                hidden,
-                out.cast(),
-                self.stream(),
-            )
+            ffi::aisp_rms_norm(ctx, residual, weight, eps, tokens, hidden as i32, &out, self.stream())
         };
         check(OP, code)
     }
@@ -254,22 +215,21 @@ impl Gpu {
     /// `silu(gate) * up`.
     ///
     /// Shapes: `gate_up [num_tokens, 2 intermediate_size]`, `out [num_tokens, intermediate_size]`.
-    /// Errors: operands that are too small; a failed launch.
+    /// Errors: as [`Gpu::rms_norm`].
     pub fn silu_mul(
         &self,
         gate_up: DeviceSlice<'_, bf16>,
         num_tokens: usize,
         intermediate_size: usize,
-        out: DeviceSlice<'_, bf16>,
+        out: GemmInput<'_>,
     ) -> Result<(), CudaError> {
         const OP: &str = "a gate";
         let gate_up = gate_up.at_least(OP, "gate and up", 2 * num_tokens * intermediate_size)?;
-        let out = out.at_least(OP, "out", num_tokens * intermediate_size)?;
+        let out = out.raw(OP, num_tokens, intermediate_size)?;
         // SAFETY: every operand has the size that its shape asks for.
         let code = unsafe {
             let (tokens, inner) = (num_tokens as i32, intermediate_size as i32);
-            let gate_up = gate_up.cast_const().cast();
-            ffi::aisp_silu_mul(self.ctx(), gate_up, ffi::BF16, tokens, inner, out.cast(), self.stream())
+            ffi::aisp_silu_mul(self.ctx(), gate_up.cast_const().cast(), tokens, inner, &out, self.stream())
         };
         check(OP, code)
     }
@@ -287,12 +247,11 @@ impl Gpu {
     ) -> Result<(), CudaError> {
         const OP: &str = "rounding rows to fp8";
         let x = x.at_least(OP, "x", num_rows * k)?;
-        let codes = out.codes.at_least(OP, "codes", num_rows * k)?;
-        let scales = out.scales.at_least(OP, "scales", num_rows)?;
-        // SAFETY: every operand has the size that its shape asks for; without a norm there are no sums of squares.
+        let out = GemmInput::Fp8(out).raw(OP, num_rows, k)?;
+        // SAFETY: every operand has the size that its shape asks for.
         let code = unsafe {
-            let (ctx, rows, no_norm) = (self.ctx(), num_rows as i32, std::ptr::null());
-            ffi::aisp_quantize_rows(ctx, x.cast(), no_norm, 0.0, rows, k as i32, codes, scales, self.stream())
+            let (ctx, rows) = (self.ctx(), num_rows as i32);
+            ffi::aisp_quantize_rows(ctx, x.cast(), rows, k as i32, out.codes, out.scales, self.stream())
         };
         check(OP, code)
     }

@@ -143,7 +143,7 @@ fn products(gpu: &Arc<Gpu>, kind: ProbeKind) -> Result<Vec<f64>, CudaError> {
             // SAFETY: both sides have N rows of N values, and there is a scale for each row.
             check("rounding to fp8", unsafe {
                 let (to, scales) = (to.ptr().cast(), scales.ptr().cast());
-                ffi::aisp_quantize_rows(gpu.ctx(), from.ptr(), std::ptr::null(), 0.0, N, N, to, scales, gpu.stream())
+                ffi::aisp_quantize_rows(gpu.ctx(), from.ptr(), N, N, to, scales, gpu.stream())
             })?;
         }
     }

@@ -1,15 +1,13 @@
 //! Which kernels compute the products of a step: timed once, when the model is loaded.
 
-use aisp_kernels::cuda::{
-    CudaError, DeviceBuffer, DeviceSlice, DeviceWeight, Event, FP8_GROUP, Gemm, GemmOperands, GemmOutput, GemmScratch,
-    WeightFormat,
-};
-use half::bf16;
-
 use super::{CudaDecoder, Layer, Workspace};
 use crate::error::EngineError;
 use crate::optimizations::Optimization;
 use crate::plan::{ActivationKind, Plan, Products, ProductsKind};
+use aisp_kernels::cuda::{
+    CudaError, DeviceBuffer, DeviceSlice, DeviceWeight, Event, FP8_GROUP, Gemm, GemmInput, GemmOperands, GemmOutput,
+    GemmScratch, WeightFormat,
+};
 
 const FLUSH: (&str, &str) = ("timing matrix products", "--gpu-memory-utilization");
 
@@ -67,16 +65,15 @@ pub(super) struct LayerGemms {
 }
 
 impl Gemms {
-    /// `out [rows, n] = x [rows, k] W^T`; x is rounded first where the plan multiplies in e4m3.
+    /// `out [rows, n] = x [rows, k] W^T`, or `+=` if the plan says so.
     pub(super) fn multiply<T>(
         &self,
         rows: usize,
         (gemm, weight): (&Gemm, &DeviceWeight),
-        x: DeviceSlice<'_, bf16>,
-        w: &Workspace,
+        x: GemmInput<'_>,
         out: DeviceSlice<'_, T>,
     ) -> Result<(), CudaError> {
-        gemm.run(rows, gemm.input(rows, x, w.rounded())?, weight, &self.scratch, out)
+        gemm.run(rows, x, weight, &self.scratch, out)
     }
 }
 
@@ -141,9 +138,9 @@ impl CudaDecoder {
     fn layer_gemms(&self, layer: &Layer, operands: GemmOperands) -> Result<LayerGemms, CudaError> {
         Ok(LayerGemms {
             qkv: self.gemm(&layer.qkv_proj, operands, GemmOutput::F32)?,
-            o: self.gemm(&layer.o_proj, operands, GemmOutput::F32)?,
+            o: self.gemm(&layer.o_proj, operands, GemmOutput::Add)?,
             gate_up: self.gemm(&layer.gate_up_proj, operands, GemmOutput::Bf16)?,
-            down: self.gemm(&layer.down_proj, operands, GemmOutput::F32)?,
+            down: self.gemm(&layer.down_proj, operands, GemmOutput::Add)?,
         })
     }
 
@@ -210,11 +207,11 @@ impl CudaDecoder {
                 let x = qkv.input(rows, w.x.all(), w.rounded())?;
                 qkv.tune(rows, x, &layer.qkv_proj, scratch, w.qkv.all(), flush.all())?;
                 let x = o.input(rows, w.attention.all(), w.rounded())?;
-                o.tune(rows, x, &layer.o_proj, scratch, w.delta.all(), flush.all())?;
+                o.tune(rows, x, &layer.o_proj, scratch, w.residual.all(), flush.all())?;
                 let x = gate_up.input(rows, w.x.all(), w.rounded())?;
                 gate_up.tune(rows, x, &layer.gate_up_proj, scratch, w.gate_up.all(), flush.all())?;
                 let x = down.input(rows, w.gated.all(), w.rounded())?;
-                down.tune(rows, x, &layer.down_proj, scratch, w.delta.all(), flush.all())?;
+                down.tune(rows, x, &layer.down_proj, scratch, w.residual.all(), flush.all())?;
             }
             if rows * self.config.vocab_size <= logits.len() {
                 let x = head_gemm.input(rows, w.x.all(), w.rounded())?;
@@ -230,10 +227,10 @@ impl CudaDecoder {
         // The first pass warms up.
         for _ in 0..2 {
             start.record()?;
-            for layer in self.layers.iter().take(TIMED_LAYERS) {
+            for (index, layer) in self.layers.iter().enumerate().take(TIMED_LAYERS) {
                 let codes = w.x_codes(products);
                 self.qkv(rows, layer, (products, codes), w)?;
-                self.mlp(rows, layer, products, (&self.norm, codes), w)?;
+                self.mlp(rows, index, products, codes, w)?;
             }
             end.record()?;
         }
