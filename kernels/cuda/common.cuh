@@ -247,7 +247,15 @@ __device__ inline void mma_bf16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// The same with zeros in place of d's old values.
+// The same of f16.
+__device__ inline void mma_f16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// The same with zeros in place of d's old values, of bf16.
 __device__ inline void mma_bf16_first(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
@@ -301,6 +309,10 @@ __device__ inline uint32_t pack_f16(float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 }
+// Cut at what f16 holds; NaN stays.
+__device__ inline float f16_range(float x) { return fabsf(x) > 65504.0f ? copysignf(65504.0f, x) : x; }
+// A bf16 pair.
+__device__ inline uint32_t bf16x2_to_f16(uint32_t pair) { return pack_f16(f16_range(bf16_low(pair)), f16_range(bf16_high(pair))); }
 __device__ inline uint32_t multiply_f16x2(uint32_t a, uint32_t b) {
   uint32_t r;
   asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
@@ -359,7 +371,8 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
-__device__ inline float silu(float x) { return x / (1.0f + __expf(-x)); }
+// By the card's own reciprocal: within 2 units of the last place, and 0 where the exponential is infinite.
+__device__ inline float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
 
 // What a row's elements are multiplied by, from its sums of squares of 16 columns each. One warp; the same order always.
 __device__ inline float rms_scale(const float *sumsq, int count, int k, float eps) {

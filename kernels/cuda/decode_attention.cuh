@@ -145,7 +145,7 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
         for (int i = 0; i < 2; i++) q[nt][j][i] = h < group ? *reinterpret_cast<const uint32_t *>(caller.query(h) + key_dim<D, KV>(j, i)) : 0u;
       } else { // neighbours
         const uint2 both = h < group ? *reinterpret_cast<const uint2 *>(caller.query(h) + key_dim<D, KV>(j, 0)) : make_uint2(0, 0);
-        q[nt][j][0] = both.x, q[nt][j][1] = both.y;
+        q[nt][j][0] = query_operand<KV>(both.x), q[nt][j][1] = query_operand<KV>(both.y);
       }
     }
   }
@@ -162,7 +162,8 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
       for (int i = 0; i < 4; i++) o[j][nt][i] = 0;
   }
   constexpr float LATER = KV == AISP_KV_FP4 ? E2M1_LATER : 1.0f; // of keys and of values
-  const float scale = args.scale * 1.44269504f * LATER;            // exponents are taken to base 2
+  constexpr float VALUES_LATER = KV == AISP_KV_FP8 ? 1 / FP8_TIMES : LATER;
+  const float scale = args.scale * 1.44269504f * LATER; // exponents are taken to base 2
 
 #pragma unroll 1
   for (int first = 0; first < num_blocks; first += AT_ONCE) {
@@ -215,7 +216,7 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
         if constexpr (KV == AISP_KV_FP8) {
           const uint32_t at = stage_of(u) + Sh::SCALES_AT + (lane / 4 + 8 * h) * 4;
           k_scale = scale * __uint_as_float(shared_4(at));
-          v_scale[u][h] = in ? __uint_as_float(shared_4(at + Sh::SCALES)) : 0.0f;
+          v_scale[u][h] = in ? fp8_value_scale(__uint_as_float(shared_4(at + Sh::SCALES))) : 0.0f;
         }
 #pragma unroll
         for (int nt = 0; nt < NT; nt++)
@@ -261,7 +262,7 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
         // P^T from positions-by-heads to heads-by-positions, the operand of columns.
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-          const uint32_t two = pack_bf16(score[u][nt][2 * h] * v_scale[u][h], score[u][nt][2 * h + 1] * v_scale[u][h]);
+          const uint32_t two = weight_operand<KV>(score[u][nt][2 * h] * v_scale[u][h], score[u][nt][2 * h + 1] * v_scale[u][h]);
           asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(p[u][nt][h]) : "r"(two));
         }
       }
@@ -340,7 +341,7 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
   float2 *max_sum_of = reinterpret_cast<float2 *>(all_o + (int64_t)args.num_seqs * num_heads * call.max_splits * D) + first_row;
   Gathered<D, NT> *gathered = nullptr;
   if constexpr (Caller::MAY_CLUSTER) gathered = caller.gathered;
-  const bool clustered = gathered && num_splits > 1;
+  [[maybe_unused]] const bool clustered = gathered && num_splits > 1;
 #ifdef AISP_CLUSTERS
   if (clustered) cluster_wait(); // the first split runs
 #endif
@@ -354,7 +355,7 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
       const float by = meet->max[w][h] == NEVER ? 0.0f : exp2_fast(meet->max[w][h] - most);
       sum = fmaf(meet->sum[w][h], by, sum);
 #pragma unroll
-      for (int e = 0; e < 2; e++) value[e] = fmaf(result_of(w)[h * D + value_place<D, KV>(d + e)], by * LATER, value[e]);
+      for (int e = 0; e < 2; e++) value[e] = fmaf(result_of(w)[h * D + value_place<D, KV>(d + e)], by * VALUES_LATER, value[e]);
     }
     if (num_splits == 1) {
       caller.store(h * D + d, pack_bf16(value[0] / sum, value[1] / sum));

@@ -12,6 +12,31 @@ namespace aisp::decode {
 template <int D>
 constexpr int WHOLE = D / 64;
 
+// e4m3 is multiplied as f16 where the card turns one into the other, else as bf16. Weights times the scales of values would be too
+// small for f16: the scales are multiplied by this, and cut at its limit, which values of up to 57316 do not reach.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+constexpr bool FP8_AS_F16 = true;
+#else
+constexpr bool FP8_AS_F16 = false;
+#endif
+constexpr float FP8_TIMES = FP8_AS_F16 ? 512.0f : 1.0f;
+__device__ inline void fp8_operands(uint32_t codes, uint32_t &pair01, uint32_t &pair23) {
+  if constexpr (FP8_AS_F16) e4m3x4_to_f16(codes, pair01, pair23);
+  else e4m3x4_to_bf16(codes, pair01, pair23);
+}
+__device__ inline void mma_fp8(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (FP8_AS_F16) mma_f16(d, a[0], a[1], a[2], a[3], b0, b1);
+  else mma_bf16(d, a[0], a[1], a[2], a[3], b0, b1);
+}
+// Queries and weights as the other operand.
+template <int KV>
+__device__ inline uint32_t query_operand(uint32_t bf16_pair) { return KV == AISP_KV_FP8 && FP8_AS_F16 ? bf16x2_to_f16(bf16_pair) : bf16_pair; }
+template <int KV>
+__device__ inline uint32_t weight_operand(float low, float high) {
+  return KV == AISP_KV_FP8 && FP8_AS_F16 ? pack_f16(low, high) : pack_bf16(low, high);
+}
+__device__ inline float fp8_value_scale(float scale) { return FP8_AS_F16 ? f16_range(scale * FP8_TIMES) : scale; }
+
 // First of the two dimensions that this lane holds of Q^T, and of a key, in register i of step j.
 template <int D, int KV>
 __device__ inline int key_dim(int j, int i) {
@@ -41,10 +66,10 @@ __device__ inline void fp8_scores(float (&score)[NT][4], const uint32_t (&q)[NT]
 #pragma unroll
   for (int j = 0; j < D / 16; j++) {
     uint32_t a[4]; // positions by 16 dimensions
-    e4m3x4_to_bf16(code[0][j], a[0], a[2]);
-    e4m3x4_to_bf16(code[1][j], a[1], a[3]);
+    fp8_operands(code[0][j], a[0], a[2]);
+    fp8_operands(code[1][j], a[1], a[3]);
 #pragma unroll
-    for (int nt = 0; nt < NT; nt++) mma_bf16(score[nt], a[0], a[1], a[2], a[3], q[nt][j][0], q[nt][j][1]);
+    for (int nt = 0; nt < NT; nt++) mma_fp8(score[nt], a, q[nt][j][0], q[nt][j][1]);
   }
 }
 
@@ -65,13 +90,13 @@ __device__ inline void fp8_values(float (&o)[D / 16][NT][4], const uint32_t (&p)
     uint32_t a[2][4]; // two rows of 16: of this word's dimensions 0 and 1, 2 and 3
 #pragma unroll
     for (int t = 0; t < 2; t++) {
-      e4m3x4_to_bf16(__byte_perm(code[2 * t][w], code[2 * t + 1][w], 0x5140), a[0][2 * t], a[0][2 * t + 1]);
-      e4m3x4_to_bf16(__byte_perm(code[2 * t][w], code[2 * t + 1][w], 0x7362), a[1][2 * t], a[1][2 * t + 1]);
+      fp8_operands(__byte_perm(code[2 * t][w], code[2 * t + 1][w], 0x5140), a[0][2 * t], a[0][2 * t + 1]);
+      fp8_operands(__byte_perm(code[2 * t][w], code[2 * t + 1][w], 0x7362), a[1][2 * t], a[1][2 * t + 1]);
     }
 #pragma unroll
     for (int j = 0; j < 2; j++)
 #pragma unroll
-      for (int nt = 0; nt < NT; nt++) mma_bf16(o[2 * w + j][nt], a[j][0], a[j][1], a[j][2], a[j][3], p[nt][0], p[nt][1]);
+      for (int nt = 0; nt < NT; nt++) mma_fp8(o[2 * w + j][nt], a[j], p[nt][0], p[nt][1]);
   }
 }
 

@@ -27,8 +27,6 @@ constexpr float F16_TIMES = 8;
 template <int KV, bool WGMMA>
 __host__ __device__ constexpr float later() { return in_f16<KV, WGMMA>() ? 1 / F16_TIMES : KV == AISP_KV_FP4 ? E2M1_LATER : 1.0f; }
 
-__device__ inline float f16_range(float x) { return fabsf(x) > 65504.0f ? copysignf(65504.0f, x) : x; } // NaN stays
-
 // Where 8 values of a position lie in a tile of keys or values. WGMMA: rows of 64 values, pieces swizzled by row % 8, one such
 // tile after the other; else whole rows, apart enough that banks differ.
 template <int D, bool WGMMA>
@@ -97,7 +95,7 @@ struct Rows {
       for (int i = 0; i < 4; i++) {
         const auto *from = reinterpret_cast<const __nv_bfloat16 *>(call.args.q) + at[i % 2] + j * 16 + i / 2 * 8 + lane % 4 * 2;
         q[j][i] = position[i % 2] < 0 ? 0u : *reinterpret_cast<const uint32_t *>(from);
-        if constexpr (F16) q[j][i] = pack_f16(f16_range(bf16_low(q[j][i])), f16_range(bf16_high(q[j][i])));
+        if constexpr (F16) q[j][i] = bf16x2_to_f16(q[j][i]);
       }
   }
   // `sum` is that of this lane's part of each row.
