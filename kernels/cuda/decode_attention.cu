@@ -61,19 +61,17 @@ struct TurningBlock : Block {
   static constexpr bool HAS_NEWEST = true, MAY_CLUSTER = true;
   const Heads &heads;
   int slot; // of the newest position, below 0 if another split has it
-  Turn angles;
+  static constexpr int PAIRS = pairs_a_lane(D);
+  Turn<PAIRS> angles;
   Newest<D, KV> near;
   Gathered<D, 1> *gathered;
 
-  __device__ Head read_head(int index, bool apart) const {
-    Head head;
+  __device__ Head<PAIRS> read_head(int index, bool apart) const {
+    Head<PAIRS> head;
     head.pairs = D / 2, head.apart = apart;
     const float *from = heads.qkv + ((int64_t)s * (call.args.num_heads + 2 * call.kv.num_kv_heads) + index) * D;
 #pragma unroll
-    for (int j = 0; j < MAX_PAIRS; j++) {
-      head.a[j] = j < D / 64 ? __ldcg(from + head.a_at(j)) : 0;
-      head.b[j] = j < D / 64 ? __ldcg(from + head.b_at(j)) : 0;
-    }
+    for (int j = 0; j < PAIRS; j++) head.a[j] = __ldcg(from + head.a_at(j)), head.b[j] = __ldcg(from + head.b_at(j));
     return head;
   }
   __device__ void newest_position() const {
@@ -85,7 +83,7 @@ struct TurningBlock : Block {
     // All are asked for at once: queries, and by the last two warps K and V.
     constexpr int ROUNDS = MAX_GROUP / WARPS;
     const bool has_kv = slot >= 0 && warp >= WARPS - 2, is_v = warp == WARPS - 2;
-    Head head[ROUNDS], kv;
+    Head<PAIRS> head[ROUNDS], kv;
 #pragma unroll
     for (int i = 0; i < ROUNDS; i++)
       if (warp + i * WARPS < call.group) head[i] = read_head(kv_head * call.group + warp + i * WARPS, neox);
@@ -140,7 +138,7 @@ __global__ void __launch_bounds__(WARPS * 32) rope_decode_attention_kernel(const
     return;
   }
   const int slot = split == splits.end - 1 ? newest : -1;
-  TurningBlock<D, KV> block = {{call, s, kv_head}, heads, slot, Turn(heads.rope, position, D / 2),
+  TurningBlock<D, KV> block = {{call, s, kv_head}, heads, slot, Turn<pairs_a_lane(D)>(heads.rope, position, D / 2),
                                Newest<D, KV>(shared + shared_bytes<D, KV, 1, RING>()),
                                heads.clustered ? reinterpret_cast<Gathered<D, 1> *>(shared + turning_bytes<D, KV, RING>) : nullptr};
   attend_split<D, KV, 1, RING>(call, s, kv_head, split, context, splits, shared, &meet, block);

@@ -24,7 +24,7 @@ struct Newest {
 
   __device__ __nv_bfloat16 *query(int h) const { return q + h * Q_STRIDE; }
   // By a whole warp, as the others here.
-  __device__ void put(const Head &head, bool is_v) const {
+  __device__ void put(const Head<pairs_a_lane(D)> &head, bool is_v) const {
     uint8_t *row = rows + is_v * ROOM, *scales = row + 2 * D;
     store_kv(head, {row, row, scales, scales, KV, 1, D}, KV, is_v, 0, 0, natural + is_v * D);
   }

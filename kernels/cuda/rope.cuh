@@ -8,10 +8,13 @@
 
 namespace aisp {
 
-constexpr int MAX_PAIRS = 4; // a lane's share of a head of 256
+constexpr int MAX_HEAD_DIM = 256;
+// A lane's share of a head, in pairs.
+__host__ __device__ constexpr int pairs_a_lane(int dim) { return (dim + 63) / 64; }
 
+template <int PAIRS>
 struct Head {
-  float a[MAX_PAIRS], b[MAX_PAIRS];
+  float a[PAIRS], b[PAIRS];
   int pairs;
   bool apart; // the partner stands half a head on
   __device__ int a_at(int j) const { return apart ? pair(j) : 2 * pair(j); }
@@ -21,11 +24,12 @@ struct Head {
 };
 
 // Cosines and sines of a lane's pairs at a position.
+template <int PAIRS>
 struct Turn {
-  float cos[MAX_PAIRS], sin[MAX_PAIRS];
+  float cos[PAIRS], sin[PAIRS];
   __device__ Turn(const aisp_rope &rope, int position, int pairs) {
 #pragma unroll
-    for (int j = 0; j < MAX_PAIRS; j++) {
+    for (int j = 0; j < PAIRS; j++) {
       const int i = (threadIdx.x & 31) + 32 * j;
       const int64_t at = (int64_t)position * pairs + i;
       cos[j] = i < pairs ? rope.cos[at] : 0, sin[j] = i < pairs ? rope.sin[at] : 0;
@@ -34,30 +38,32 @@ struct Turn {
 };
 
 // (a, b) -> (a cos - b sin, a sin + b cos) of each pair, after the norm over the head if it has a weight.
-__device__ inline void turn_head(Head &head, const Turn &turn, const float *weight, float eps) {
+template <int PAIRS>
+__device__ inline void turn_head(Head<PAIRS> &head, const Turn<PAIRS> &turn, const float *weight, float eps) {
   if (weight) {
     float sum = 0;
 #pragma unroll
-    for (int j = 0; j < MAX_PAIRS; j++) sum += fmaf(head.a[j], head.a[j], __fmul_rn(head.b[j], head.b[j]));
+    for (int j = 0; j < PAIRS; j++) sum += fmaf(head.a[j], head.a[j], __fmul_rn(head.b[j], head.b[j]));
     const float scale = rsqrtf(warp_sum(sum) / (2 * head.pairs) + eps);
 #pragma unroll
-    for (int j = 0; j < MAX_PAIRS; j++)
+    for (int j = 0; j < PAIRS; j++)
       if (head.has(j)) {
         head.a[j] *= scale * weight[head.a_at(j)];
         head.b[j] *= scale * weight[head.b_at(j)];
       }
   }
 #pragma unroll
-  for (int j = 0; j < MAX_PAIRS; j++) {
+  for (int j = 0; j < PAIRS; j++) {
     const float x = head.a[j], y = head.b[j];
     head.a[j] = fmaf(x, turn.cos[j], -__fmul_rn(y, turn.sin[j]));
     head.b[j] = fmaf(x, turn.sin[j], __fmul_rn(y, turn.cos[j]));
   }
 }
 
-__device__ inline void store_bf16(const Head &head, __nv_bfloat16 *to) {
+template <int PAIRS>
+__device__ inline void store_bf16(const Head<PAIRS> &head, __nv_bfloat16 *to) {
 #pragma unroll
-  for (int j = 0; j < MAX_PAIRS; j++) {
+  for (int j = 0; j < PAIRS; j++) {
     if (!head.has(j)) continue;
     if (head.apart) {
       to[head.a_at(j)] = __float2bfloat16_rn(head.a[j]);
@@ -95,28 +101,29 @@ __device__ inline int64_t pool_row(const aisp_kv_layer &kv, int kv_head, int slo
 }
 
 // A K or V to its place in a pool of `kv_format`. `natural`: room for the head in f32, for fp4 alone.
-__device__ inline void store_kv(const Head &head, const aisp_kv_layer &kv, int kv_format, bool is_v, int kv_head, int slot, float *natural) {
+template <int PAIRS>
+__device__ inline void store_kv(const Head<PAIRS> &head, const aisp_kv_layer &kv, int kv_format, bool is_v, int kv_head, int slot, float *natural) {
   const int dim = 2 * head.pairs, lane = threadIdx.x & 31;
   const int64_t at = pool_row(kv, kv_head, slot);
   void *data = is_v ? kv.v : kv.k, *scales = is_v ? kv.v_scales : kv.k_scales;
   if (kv_format == AISP_KV_FP4) {
 #pragma unroll
-    for (int j = 0; j < MAX_PAIRS; j++)
+    for (int j = 0; j < PAIRS; j++)
       if (head.has(j)) natural[head.a_at(j)] = head.a[j], natural[head.b_at(j)] = head.b[j];
     __syncwarp();
     store_fp4(natural, dim, static_cast<uint32_t *>(data) + at * (dim / 8), static_cast<uint16_t *>(scales) + at * (dim / 16));
   } else if (kv_format == AISP_KV_FP8) {
     float most = 0;
 #pragma unroll
-    for (int j = 0; j < MAX_PAIRS; j++) most = fmaxf(most, fmaxf(fabsf(head.a[j]), fabsf(head.b[j])));
-    const float scale = e4m3_scale(warp_max(most));
+    for (int j = 0; j < PAIRS; j++) most = fmaxf(most, fmaxf(fabsf(head.a[j]), fabsf(head.b[j])));
+    const float scale = e4m3_scale(warp_max(most)), inverse = 1.0f / scale;
     uint8_t *to = static_cast<uint8_t *>(data) + at * dim;
     if (lane == 0) static_cast<float *>(scales)[at] = scale;
 #pragma unroll
-    for (int j = 0; j < MAX_PAIRS; j++)
+    for (int j = 0; j < PAIRS; j++)
       if (head.has(j)) {
-        to[head.a_at(j)] = float_to_e4m3(head.a[j] / scale);
-        to[head.b_at(j)] = float_to_e4m3(head.b[j] / scale);
+        to[head.a_at(j)] = float_to_e4m3(head.a[j] * inverse);
+        to[head.b_at(j)] = float_to_e4m3(head.b[j] * inverse);
       }
   } else {
     store_bf16(head, static_cast<__nv_bfloat16 *>(data) + at * dim);

@@ -3,14 +3,16 @@
 // Formula    (a, b) -> (a cos - b sin, a sin + b cos) for each pair of a head; pairs by aisp_rope.style.
 // Shapes     qkv [T, (NH + 2 KVH) D], q [T, NH, D], pool by aisp_kv_layer.
 // Bytes      qkv once, q and the pool's rows once, D cosines and sines a token.
-// Launch     a warp a head, four heads a block.
+// Launch     four warps a block, each one head of a token, or four.
 // Sums       see rope.cuh.
 #include "rope.cuh"
 
 namespace aisp {
 namespace {
 
-constexpr int HEADS_A_BLOCK = 4;
+constexpr int WARPS = 4;
+// Heads of a token that a warp takes one after the other: where there are enough tokens, so that each is asked for its angles less often.
+constexpr int ROUNDS = 4, ENOUGH_TOKENS = 256;
 
 template <bool F32>
 __device__ inline float load_value(const void *at, int64_t i) {
@@ -18,33 +20,51 @@ __device__ inline float load_value(const void *at, int64_t i) {
   return __bfloat162float(static_cast<const __nv_bfloat16 *>(at)[i]);
 }
 
-template <bool F32>
-__global__ void __launch_bounds__(32 * HEADS_A_BLOCK)
+template <int PAIRS, bool F32, int ROUNDS>
+__global__ void __launch_bounds__(32 * WARPS)
     rope_store_kernel(const void *qkv, const aisp_rope rope, const int32_t *positions, const int32_t *slot_mapping, int num_heads,
                       const aisp_kv_layer kv, __nv_bfloat16 *q) {
-  __shared__ float natural[HEADS_A_BLOCK][64 * MAX_PAIRS];
+  __shared__ float natural[WARPS][64 * PAIRS];
   pdl_wait();
   pdl_launch();
-  const int index = blockIdx.y * HEADS_A_BLOCK + (threadIdx.x >> 5);
-  const int kvh = kv.num_kv_heads, dim = kv.head_dim;
-  const int all_heads = num_heads + 2 * kvh;
-  if (index >= all_heads) return;
+  const int warp = threadIdx.x >> 5, first = blockIdx.y * WARPS * ROUNDS + warp;
+  const int kvh = kv.num_kv_heads, dim = kv.head_dim, all_heads = num_heads + 2 * kvh;
   const int64_t t = blockIdx.x;
-  const int64_t from = (t * all_heads + index) * dim;
-  const bool is_q = index < num_heads, is_v = index >= num_heads + kvh;
-  const int slot = is_q ? 0 : slot_mapping[t];
-  if (slot < 0) return;
-
-  Head head;
-  head.pairs = dim / 2, head.apart = !is_v && rope.style == AISP_ROPE_NEOX;
+  const int slot = slot_mapping[t];
+  const Turn<PAIRS> turn(rope, positions[t], dim / 2);
+  // All are asked for at once.
+  Head<PAIRS> heads[ROUNDS];
 #pragma unroll
-  for (int j = 0; j < MAX_PAIRS; j++) {
-    head.a[j] = head.has(j) ? load_value<F32>(qkv, from + head.a_at(j)) : 0;
-    head.b[j] = head.has(j) ? load_value<F32>(qkv, from + head.b_at(j)) : 0;
+  for (int i = 0; i < ROUNDS; i++) {
+    Head<PAIRS> &head = heads[i];
+    const int index = first + i * WARPS;
+    const int64_t from = (t * all_heads + index) * dim;
+    head.pairs = dim / 2, head.apart = index < num_heads + kvh && rope.style == AISP_ROPE_NEOX;
+#pragma unroll
+    for (int j = 0; j < PAIRS; j++) {
+      const bool valid = index < all_heads && head.has(j);
+      head.a[j] = valid ? load_value<F32>(qkv, from + head.a_at(j)) : 0;
+      head.b[j] = valid ? load_value<F32>(qkv, from + head.b_at(j)) : 0;
+    }
   }
-  if (!is_v) turn_head(head, Turn(rope, positions[t], head.pairs), is_q ? rope.q_norm : rope.k_norm, rope.norm_eps);
-  if (is_q) store_bf16(head, q + (t * num_heads + index) * dim);
-  else store_kv(head, kv, kv.kv_format, is_v, (index - num_heads) % kvh, slot, natural[threadIdx.x >> 5]);
+#pragma unroll
+  for (int i = 0; i < ROUNDS; i++) {
+    Head<PAIRS> &head = heads[i];
+    const int index = first + i * WARPS;
+    if (index >= all_heads) return;
+    const bool is_q = index < num_heads, is_v = index >= num_heads + kvh;
+    if (!is_q && slot < 0) return;
+    if (!is_v) turn_head(head, turn, is_q ? rope.q_norm : rope.k_norm, rope.norm_eps);
+    if (is_q) store_bf16(head, q + (t * num_heads + index) * dim);
+    else store_kv(head, kv, kv.kv_format, is_v, (index - num_heads) % kvh, slot, natural[warp]);
+    __syncwarp(); // what was natural has been read
+  }
+}
+
+template <bool F32>
+auto kernel_of(int pairs, int rounds) {
+  if (rounds == 1) return pairs == 1 ? rope_store_kernel<1, F32, 1> : pairs == 2 ? rope_store_kernel<2, F32, 1> : rope_store_kernel<4, F32, 1>;
+  return pairs == 1 ? rope_store_kernel<1, F32, ROUNDS> : pairs == 2 ? rope_store_kernel<2, F32, ROUNDS> : rope_store_kernel<4, F32, ROUNDS>;
 }
 
 // A block a pair of blocks; 16 bytes a thread a turn. All formats' blocks and scales are multiples of that.
@@ -73,12 +93,14 @@ int aisp_rope_store(const aisp_ctx *ctx, const void *qkv, int32_t qkv_format, co
                     const int32_t *slot_mapping, int32_t num_tokens, int32_t num_heads, const aisp_kv_layer *kv, aisp_bf16 *q,
                     aisp_stream stream) {
   if (num_tokens == 0) return 0;
-  if (kv->head_dim % (kv->kv_format == AISP_KV_FP4 ? 16 : 2) || kv->head_dim > 64 * MAX_PAIRS ||
+  if (kv->head_dim % (kv->kv_format == AISP_KV_FP4 ? 16 : 2) || kv->head_dim > MAX_HEAD_DIM ||
       (qkv_format != AISP_BF16 && qkv_format != AISP_F32))
     return cudaErrorInvalidValue;
-  const dim3 grid(num_tokens, (unsigned)ceil_div(num_heads + 2 * kv->num_kv_heads, HEADS_A_BLOCK));
-  auto kernel = qkv_format == AISP_F32 ? rope_store_kernel<true> : rope_store_kernel<false>;
-  return launch(ctx, kernel, grid, 32 * HEADS_A_BLOCK, 0, stream, qkv, *rope, positions, slot_mapping, num_heads, *kv,
+  const int rounds = num_tokens >= ENOUGH_TOKENS ? ROUNDS : 1;
+  const dim3 grid(num_tokens, (unsigned)ceil_div(num_heads + 2 * kv->num_kv_heads, WARPS * rounds));
+  const int pairs = pairs_a_lane(kv->head_dim);
+  const auto kernel = qkv_format == AISP_F32 ? kernel_of<true>(pairs, rounds) : kernel_of<false>(pairs, rounds);
+  return launch(ctx, kernel, grid, 32 * WARPS, 0, stream, qkv, *rope, positions, slot_mapping, num_heads, *kv,
                 reinterpret_cast<__nv_bfloat16 *>(q));
 }
 

@@ -63,7 +63,7 @@ pub struct Args {
     pub max_num_batched_tokens: usize,
 
     /// Prompt tokens that `chunked-prefill` takes into a step with running answers: fewer keep those more even, more let
-    /// prompts wait less [default: 64 on CPU, 512 on CUDA]
+    /// prompts wait less [default: 64 on CPU, 2048 on CUDA]
     #[arg(long, value_name = "TOKENS", help_heading = "Engine")]
     pub prefill_chunk_tokens: Option<usize>,
 

@@ -231,25 +231,37 @@ struct Step {
   }
 
   aisp_rope rope() { return {m.cos.ptr, m.sin.ptr, AISP_ROPE_NEOX, nullptr, nullptr, 1e-5f}; }
-  void attend(int l) {
+  aisp_decode_args decode_args(int l) {
+    const bool small = m.o[l].format != AISP_BF16 && m.o[l].format != AISP_FP8 && m.o[l].bytes() < (1 << 20);
+    return {q.ptr, attention.ptr, tables.ptr, max_blocks, lens.ptr, batch, m.s.heads, max_context, 0, 1 / std::sqrt((float)m.s.dim), workspace.ptr, small};
+  }
+  void turn(int l) {
     const aisp_kv_layer layer = pools[l].view();
     const aisp_rope turn = rope();
+    CK(aisp_rope_store(CTX, qkv.ptr, AISP_F32, &turn, positions.ptr, slots.ptr, (int)ids.count, m.s.heads, &layer, q.ptr, STREAM));
+  }
+  void attend_turned(int l) {
+    const aisp_kv_layer layer = pools[l].view();
     const int rows = (int)ids.count;
-    const float scale = 1 / std::sqrt((float)m.s.dim);
+    if (rows == batch) {
+      const aisp_decode_args decode = decode_args(l);
+      CK(aisp_decode_attention(CTX, &layer, &decode, STREAM));
+    } else {
+      const aisp_prefill_args args = {q.ptr, attention.ptr, tables.ptr, max_blocks, cu.ptr, lens.ptr, batch, rows / batch, m.s.heads, 0, 1 / std::sqrt((float)m.s.dim)};
+      CK(aisp_prefill_attention(CTX, &layer, &args, STREAM));
+    }
+  }
+  void attend(int l) {
     static const bool apart = std::getenv("APART") != nullptr;
-    const bool small = m.o[l].format != AISP_BF16 && m.o[l].format != AISP_FP8 && m.o[l].bytes() < (1 << 20);
-    const aisp_decode_args decode = {q.ptr, attention.ptr, tables.ptr, max_blocks, lens.ptr, batch, m.s.heads, max_context, 0, scale, workspace.ptr, small};
-    if (rows == batch && !apart) {
+    if ((int)ids.count == batch && !apart) {
+      const aisp_kv_layer layer = pools[l].view();
+      const aisp_rope turn = rope();
+      const aisp_decode_args decode = decode_args(l);
       CK(aisp_rope_decode_attention(CTX, qkv.ptr, &turn, positions.ptr, slots.ptr, &layer, &decode, STREAM));
       return;
     }
-    CK(aisp_rope_store(CTX, qkv.ptr, AISP_F32, &turn, positions.ptr, slots.ptr, rows, m.s.heads, &layer, q.ptr, STREAM));
-    if (rows == batch) {
-      CK(aisp_decode_attention(CTX, &layer, &decode, STREAM));
-    } else {
-      const aisp_prefill_args args = {q.ptr, attention.ptr, tables.ptr, max_blocks, cu.ptr, lens.ptr, batch, rows / batch, m.s.heads, 0, scale};
-      CK(aisp_prefill_attention(CTX, &layer, &args, STREAM));
-    }
+    turn(l);
+    attend_turned(l);
   }
   Linear product = aisp_linear;
   void linear(const Matrix &w, const aisp_bf16 *from, int output, void *out, bool normed, bool next, const float *scales = nullptr,
@@ -318,7 +330,8 @@ struct Step {
     std::vector<Op> ops;
     ops.emplace_back("norm", [=](int) { norm(normed); });
     ops.emplace_back("qkv", [=](int l) { gemm(plans.qkv, m.qkv[l], x.ptr, qkv.ptr, rows); });
-    ops.emplace_back("rope and attention", [=](int l) { attend(l); });
+    ops.emplace_back("rope and store", [=](int l) { turn(l); });
+    ops.emplace_back("attention", [=](int l) { attend_turned(l); });
     if (fp8) ops.emplace_back("round", [=](int) { round(attention.ptr, rows, m.s.heads * m.s.dim); });
     ops.emplace_back("o", [=](int l) { gemm(plans.o, m.o[l], attention.ptr, residual.ptr, rows); });
     ops.emplace_back("norm", [=](int) { norm(normed); });
