@@ -9,7 +9,7 @@
 //            64 positions, two in shared memory, loaded while the other is used.
 // Sums       in f32; tiles in order with a running maximum. Tiles are aligned to absolute positions and a fully
 //            masked tile changes no bit, so a row's result does not depend on its chunk.
-#include "prefill_tiles.cuh"
+#include "prefill_attention.cuh"
 
 namespace aisp {
 

@@ -5,7 +5,7 @@
 // Order      keys of a tile are multiplied first, then the weights of the tile before with its values; while these go on, the scores
 //            become weights. A group's products and softmax run beside the others'.
 // Sums       as in prefill_attention.cu.
-#include "prefill_tiles.cuh"
+#include "prefill_attention.cuh"
 
 namespace aisp {
 namespace {
