@@ -204,7 +204,7 @@ enum { AISP_GEMM_BF16 = 0, AISP_GEMM_F32 = 1, AISP_GEMM_ADD = 2 };
 int aisp_gemm_create(const aisp_ctx *ctx, int32_t format, int32_t output, int32_t n, int32_t k, aisp_gemm **out);
 int aisp_gemm_destroy(aisp_gemm *gemm);
 // Times every algorithm the heuristics offer for `num_rows` on the given buffers (their contents are used, out is
-// overwritten) and keeps the fastest for calls of up to num_rows rows. At load, not in a capture: it waits on the host.
+// overwritten, by AISP_GEMM_ADD many times added to) and keeps the fastest for calls of up to num_rows rows. At load, not in a capture: it waits on the host.
 // `flush` (may be NULL): a buffer of flush_bytes overwritten before each timing, to keep weights out of the L2.
 int aisp_gemm_tune(aisp_gemm *gemm, int32_t num_rows, const void *x, const float *x_scales, const void *w,
                    const float *w_scales, void *out, void *workspace, size_t workspace_bytes, void *flush,
@@ -229,8 +229,8 @@ int aisp_quantize_groups(const aisp_ctx *ctx, const aisp_bf16 *x, int32_t num_ro
 int aisp_embedding(const aisp_ctx *ctx, const aisp_weight *table, const int32_t *token_ids, const int32_t *choices, int32_t num_choices,
                    int32_t num_tokens, float *residual, const float *next_norm_weight, aisp_bf16 *next_x, float *next_sumsq, aisp_stream stream);
 
-// What the next product reads: x bf16 [T, K]; or, where codes is not NULL, in its place what aisp_quantize_rows makes of the
-// same values.
+// What the next product reads: x bf16 [T, K], K a multiple of 4; or, where codes is not NULL, in its place what aisp_quantize_rows
+// makes of the same values, K a multiple of 16.
 typedef struct aisp_rows {
   aisp_bf16 *x;
   uint8_t *codes;

@@ -9,7 +9,7 @@
 //            64 of the split's 256 positions and walks its 4 blocks through a private ring of two stages in shared memory,
 //            or where few blocks run has all four there at once.
 //            S^T = K Q^T and O^T = V^T P^T, so that positions and dimensions fill the tensor cores' 16 rows and heads
-//            their 8 columns. fp8 and fp4 are widened in registers, to f16 and bf16; scales of fp8 meet scores and
+//            their 8 columns. fp8 and fp4 are widened in registers, to f16 (bf16 before sm_89) and bf16; scales of fp8 meet scores and
 //            weights, those of fp4 the codes, rounded to bf16.
 // Sums       scores over D by mma in f32; a block's 16 positions by mma; blocks of a warp in order with a running maximum;
 //            warps in order; splits in order by whichever block comes last, or by the first of their cluster. Nothing

@@ -161,7 +161,7 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
 #pragma unroll
       for (int i = 0; i < 4; i++) o[j][nt][i] = 0;
   }
-  constexpr float LATER = KV == AISP_KV_FP4 ? E2M1_LATER : 1.0f; // of keys and of values
+  constexpr float LATER = KV == AISP_KV_FP4 ? E2M1_LATER : 1.0f; // of keys, and of values:
   constexpr float VALUES_LATER = KV == AISP_KV_FP8 ? 1 / FP8_TIMES : LATER;
   const float scale = args.scale * 1.44269504f * LATER; // exponents are taken to base 2
 

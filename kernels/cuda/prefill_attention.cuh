@@ -19,10 +19,11 @@ struct Call {
 };
 
 // fp8 by wgmma: what is multiplied is f16, into which the card turns codes by one instruction a pair. Keys and values stand eightfold
-// in it, so that their scales are normal numbers; beyond 8188 they are cut, as queries beyond 65504.
+// in it, so that the scale of one whose largest entry is 0.004 or more is a normal number (of less it has fewer bits: 2 % at 0.0001). One
+// whose largest entry is beyond 8176 is scaled down to that, which f16 holds; queries are cut at 65504.
 template <int KV, bool WGMMA>
 __host__ __device__ constexpr bool in_f16() { return WGMMA && KV == AISP_KV_FP8; }
-constexpr float F16_TIMES = 8;
+constexpr float F16_TIMES = 8, MOST_F16_SCALE = 146; // times 448, the largest code, 65408
 // By what scores and results are to be multiplied later, as keys and values were not.
 template <int KV, bool WGMMA>
 __host__ __device__ constexpr float later() { return in_f16<KV, WGMMA>() ? 1 / F16_TIMES : KV == AISP_KV_FP4 ? E2M1_LATER : 1.0f; }
@@ -283,7 +284,7 @@ struct Pieces {
           uint32_t factor = 0;
           if constexpr (KV == AISP_KV_FP4) factor = e2m1_factor(scales[which][i] * 0x10001u);
           if constexpr (in_f16<KV, WGMMA>()) {
-            const float by = f16_range(__uint_as_float(scales[which][i]) * F16_TIMES);
+            const float times = __uint_as_float(scales[which][i]) * F16_TIMES, by = times > MOST_F16_SCALE ? MOST_F16_SCALE : times; // NaN stays
             factor = pack_f16(by, by);
           }
 #pragma unroll

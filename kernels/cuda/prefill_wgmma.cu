@@ -179,6 +179,7 @@ __global__ void __launch_bounds__(threads<D, KV, true>(), 1) prefill_wgmma_kerne
 #pragma unroll 1
     for (int tile = from; tile < to; tile++, turn.advance()) {
       barrier_wait(ring.full(turn.stage), turn.parity);
+      __syncwarp(); // no lane still waits when the tile may be filled again
       ring.leave(turn.stage, lane);
     }
   };

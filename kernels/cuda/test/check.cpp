@@ -399,7 +399,7 @@ static void check_weights() {
 }
 
 static void check_pointwise() {
-  for (int hidden : {64, 576, 4096, 16384}) {
+  for (int hidden : {64, 576, 4096, 16384, 16400}) {
     const int T = 7;
     const std::string at = " " + std::to_string(hidden);
     const auto residual = rough_f32((size_t)T * hidden, SEED++, 3), weight = rough_f32(hidden, SEED++, 1), gate_up = rough_f32((size_t)T * 2 * hidden, SEED++, 2);
@@ -715,7 +715,8 @@ static void check_prefill() {
   const Case cases[] = {{128, 32, 8, AISP_KV_BF16, 0}, {64, 9, 3, AISP_KV_BF16, 0},   {128, 8, 8, AISP_KV_FP8, 0},  {64, 14, 2, AISP_KV_BF16, 100},
                         {96, 12, 2, AISP_KV_BF16, 0},  {256, 4, 2, AISP_KV_BF16, 77}, {32, 16, 1, AISP_KV_BF16, 0},
                         {128, 32, 8, AISP_KV_FP4, 0},  {64, 9, 3, AISP_KV_FP4, 100},  {96, 12, 2, AISP_KV_FP4, 0},
-                        {64, 9, 3, AISP_KV_FP8, 100},  {128, 16, 1, AISP_KV_FP8, 0},  {64, 16, 1, AISP_KV_BF16, 0}};
+                        {64, 9, 3, AISP_KV_FP8, 100},  {128, 16, 1, AISP_KV_FP8, 0},  {64, 16, 1, AISP_KV_BF16, 0},
+                        {64, 9, 3, AISP_KV_FP8, 0},    {64, 9, 3, AISP_KV_FP4, 0}};
   for (const auto &c : cases) {
     const std::string name = "prefill D " + std::to_string(c.dim) + " heads " + std::to_string(c.heads) + "/" + std::to_string(c.kvh) +
                              kv_name(c.format) + " window " + std::to_string(c.window);

@@ -197,8 +197,8 @@ impl Gemm {
 
     /// Times what cuBLASLt offers for `num_rows` and keeps the fastest for calls of up to as many.
     ///
-    /// Shapes: `x [num_rows, k]`, `weight [n, k]`, `out` as for [`Gemm::run`]; `flush` is overwritten before each timing, so
-    /// that weights are not in the cache.
+    /// Shapes: `x [num_rows, k]`, `weight [n, k]`, `out` as for [`Gemm::run`], which is left with anything; `flush` is overwritten
+    /// before each timing, so that weights are not in the cache.
     /// Errors: operands that are too small or of another type; fp8 where cuBLASLt has none; a product that failed.
     pub fn tune<T>(
         &mut self,

@@ -191,7 +191,7 @@ impl Gpu {
     /// The norm of rows of the residual.
     ///
     /// Shapes: `residual` and `out [num_tokens, hidden_size]`.
-    /// Errors: operands that are too small; a width that is no multiple of 16; a failed launch.
+    /// Errors: operands that are too small; a width that is no multiple of 4, or of 16 for e4m3; a failed launch.
     pub fn rms_norm(
         &self,
         residual: DeviceSlice<'_, f32>,
