@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include <initializer_list>
+#include <type_traits>
 
 #include "aisp_cuda.h"
 
@@ -33,6 +34,28 @@ inline int raise_all(std::initializer_list<int (*)()> raises) {
       cudaGetLastError();
     }
   return 0;
+}
+
+// Calls `use` with a format of keys and values, or the size of a head, as a constant: an integral_constant.
+template <class Use>
+int with_kv_format(int32_t kv_format, Use use) {
+  switch (kv_format) {
+    case AISP_KV_BF16: return use(std::integral_constant<int, AISP_KV_BF16>());
+    case AISP_KV_FP8: return use(std::integral_constant<int, AISP_KV_FP8>());
+    case AISP_KV_FP4: return use(std::integral_constant<int, AISP_KV_FP4>());
+    default: return cudaErrorInvalidValue;
+  }
+}
+template <class Use>
+int with_head_dim(int32_t head_dim, Use use) {
+  switch (head_dim) {
+    case 32: return use(std::integral_constant<int, 32>());
+    case 64: return use(std::integral_constant<int, 64>());
+    case 96: return use(std::integral_constant<int, 96>());
+    case 128: return use(std::integral_constant<int, 128>());
+    case 256: return use(std::integral_constant<int, 256>());
+    default: return cudaErrorNotSupported;
+  }
 }
 
 constexpr uint32_t ALL_LANES = 0xffffffffu;

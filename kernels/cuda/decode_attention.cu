@@ -182,18 +182,6 @@ int raise_limits() {
   return raise_all({raise_limit<32, KV, 1>, raise_limit<64, KV, 1>, raise_limit<96, KV, 1>, raise_limit<128, KV, 1>, raise_limit<256, KV, 1>,
                      raise_limit<32, KV, 2>, raise_limit<64, KV, 2>, raise_limit<96, KV, 2>, raise_limit<128, KV, 2>});
 }
-template <int KV>
-int choose_dim(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
-  switch (call.kv.head_dim) {
-    case 32: return choose_group<32, KV>(ctx, call, stream);
-    case 64: return choose_group<64, KV>(ctx, call, stream);
-    case 96: return choose_group<96, KV>(ctx, call, stream);
-    case 128: return choose_group<128, KV>(ctx, call, stream);
-    case 256: return choose_group<256, KV>(ctx, call, stream);
-    default: return cudaErrorNotSupported;
-  }
-}
-
 // Where heads are turned in the kernel of attention. Each split turns the same queries: of many that move few bytes each it
 // costs more than a kernel of its own.
 bool are_turned(const aisp_ctx *ctx, const Call &call) {
@@ -226,10 +214,6 @@ int start_turning(const aisp_ctx *ctx, const Call &call, Heads heads, aisp_strea
     return launch_as(ctx, as, rope_decode_attention_kernel<D, KV, 4>, stream, call, heads);
   }
   return launch(ctx, rope_decode_attention_kernel<D, KV, 2>, grid, WARPS * 32, turning_bytes<D, KV, 2>, stream, call, heads);
-}
-template <int KV>
-int start_turning(const aisp_ctx *ctx, const Call &call, const Heads &heads, aisp_stream stream) { // chooses the head
-  return call.kv.head_dim == 64 ? start_turning<64, KV>(ctx, call, heads, stream) : start_turning<128, KV>(ctx, call, heads, stream);
 }
 
 bool make_call(const aisp_kv_layer &kv, const aisp_decode_args &args, Call *out) {
@@ -264,12 +248,9 @@ int aisp_decode_attention(const aisp_ctx *ctx, const aisp_kv_layer *kv, const ai
   if (args->num_seqs == 0) return 0;
   Call call;
   if (!make_call(*kv, *args, &call)) return cudaErrorInvalidValue;
-  switch (kv->kv_format) {
-    case AISP_KV_BF16: return choose_dim<AISP_KV_BF16>(ctx, call, stream);
-    case AISP_KV_FP8: return choose_dim<AISP_KV_FP8>(ctx, call, stream);
-    case AISP_KV_FP4: return choose_dim<AISP_KV_FP4>(ctx, call, stream);
-    default: return cudaErrorInvalidValue;
-  }
+  return with_kv_format(kv->kv_format, [&](auto format) {
+    return with_head_dim(kv->head_dim, [&](auto dim) { return choose_group<decltype(dim)::value, decltype(format)::value>(ctx, call, stream); });
+  });
 }
 
 int aisp_rope_decode_attention(const aisp_ctx *ctx, const float *qkv, const aisp_rope *rope, const int32_t *positions, const int32_t *slot_mapping,
@@ -283,12 +264,10 @@ int aisp_rope_decode_attention(const aisp_ctx *ctx, const float *qkv, const aisp
     return aisp_decode_attention(ctx, kv, args, stream);
   }
   const Heads heads = {qkv, *rope, positions, slot_mapping, false};
-  switch (kv->kv_format) {
-    case AISP_KV_BF16: return start_turning<AISP_KV_BF16>(ctx, call, heads, stream);
-    case AISP_KV_FP8: return start_turning<AISP_KV_FP8>(ctx, call, heads, stream);
-    case AISP_KV_FP4: return start_turning<AISP_KV_FP4>(ctx, call, heads, stream);
-    default: return cudaErrorInvalidValue;
-  }
+  return with_kv_format(kv->kv_format, [&](auto format) {
+    constexpr int KV = decltype(format)::value;
+    return kv->head_dim == 64 ? start_turning<64, KV>(ctx, call, heads, stream) : start_turning<128, KV>(ctx, call, heads, stream);
+  });
 }
 
 } // extern "C"

@@ -21,9 +21,6 @@ namespace {
 
 using namespace prefill;
 
-template <int N, typename T>
-__device__ inline T (&part_of(T *values, int index))[N] { return *reinterpret_cast<T(*)[N]>(values + index * N); }
-
 // score[16 x 64] += q k^T for a warp's rows; score[4 n ..] are those of positions 8 n + lane % 4 * 2 + {0, 1}, of row lane / 4 and of
 // eight below.
 template <int D>
@@ -117,27 +114,10 @@ __global__ void __launch_bounds__(threads<D, KV, false>(), 1) prefill_attention_
 }
 
 template <int D, int KV>
-int start(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
-  return launch(ctx, prefill_attention_kernel<D, KV>, grid_of<D, false>(call), threads<D, KV, false>(), shared_bytes<D, false>(), stream, call);
-}
-template <int D, int KV>
-int raise_limit() {
-  return cudaFuncSetAttribute(prefill_attention_kernel<D, KV>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<D, false>());
-}
+int raise_limit() { return raise_kernel_limit<D, false>(prefill_attention_kernel<D, KV>); }
 template <int KV>
 int raise_limits() {
   return raise_all({raise_limit<32, KV>, raise_limit<64, KV>, raise_limit<96, KV>, raise_limit<128, KV>, raise_limit<256, KV>});
-}
-template <int KV>
-int choose_dim(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
-  switch (call.kv.head_dim) {
-    case 32: return start<32, KV>(ctx, call, stream);
-    case 64: return start<64, KV>(ctx, call, stream);
-    case 96: return start<96, KV>(ctx, call, stream);
-    case 128: return start<128, KV>(ctx, call, stream);
-    case 256: return start<256, KV>(ctx, call, stream);
-    default: return cudaErrorNotSupported;
-  }
 }
 
 } // namespace
@@ -159,10 +139,10 @@ extern "C" int aisp_prefill_attention(const aisp_ctx *ctx, const aisp_kv_layer *
   if (args->num_heads % kv->num_kv_heads) return cudaErrorInvalidValue;
   const Call call = {*kv, *args, args->num_heads / kv->num_kv_heads};
   if (aisp_has_wide_linear(ctx) && (kv->head_dim == 64 || kv->head_dim == 128)) return start_prefill_wgmma(ctx, call, stream);
-  switch (kv->kv_format) {
-    case AISP_KV_BF16: return choose_dim<AISP_KV_BF16>(ctx, call, stream);
-    case AISP_KV_FP8: return choose_dim<AISP_KV_FP8>(ctx, call, stream);
-    case AISP_KV_FP4: return choose_dim<AISP_KV_FP4>(ctx, call, stream);
-    default: return cudaErrorInvalidValue;
-  }
+  return with_kv_format(kv->kv_format, [&](auto format) {
+    return with_head_dim(kv->head_dim, [&](auto dim) {
+      constexpr int D = decltype(dim)::value, KV = decltype(format)::value;
+      return start_kernel<D, KV, false>(ctx, prefill_attention_kernel<D, KV>, call, stream);
+    });
+  });
 }

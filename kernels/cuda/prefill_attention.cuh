@@ -6,8 +6,8 @@
 
 namespace aisp::prefill {
 
-constexpr int TILE = 64;               // positions
-constexpr int SCALES = TILE + 4 * 4;   // floats of a table of theirs, see Scales
+constexpr int TILE = 64;             // positions
+constexpr int SCALES = TILE + 4 * 4; // floats of a table of theirs, see Scales
 constexpr float NEVER = -INFINITY;
 constexpr float LOG2_E = 1.44269504f;
 constexpr int NO_WINDOW = 0x3fffffff;
@@ -116,12 +116,20 @@ struct Rows {
   }
 };
 
-// A block for so many rows of a sequence's kv head; those of the longest contexts first.
-template <int D, bool WGMMA>
-dim3 grid_of(const Call &call) {
+// Starts a kernel: a block for so many rows of a sequence's kv head, those of the longest contexts first.
+template <int D, int KV, bool WGMMA>
+int start_kernel(const aisp_ctx *ctx, void (*kernel)(Call), const Call &call, aisp_stream stream) {
   const int64_t rows = (int64_t)call.args.max_query_len * call.group;
-  return dim3((unsigned)ceil_div(rows, Rows<D, WGMMA>::COUNT), call.kv.num_kv_heads, call.args.num_seqs);
+  const dim3 grid((unsigned)ceil_div(rows, Rows<D, WGMMA>::COUNT), call.kv.num_kv_heads, call.args.num_seqs);
+  return launch(ctx, kernel, grid, threads<D, KV, WGMMA>(), shared_bytes<D, WGMMA>(), stream, call);
 }
+template <int D, bool WGMMA>
+int raise_kernel_limit(void (*kernel)(Call)) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<D, WGMMA>());
+}
+
+template <int N, typename T>
+__device__ inline T (&part_of(T *values, int index))[N] { return *reinterpret_cast<T(*)[N]>(values + index * N); }
 
 // Softmax of two rows a lane, tile after tile: the maximum so far, and this lane's part of the sum below it.
 struct RunningSoftmax {

@@ -26,9 +26,6 @@ __host__ __device__ constexpr Registers registers() {
 
 #ifdef AISP_HOPPER
 
-template <int N, typename T>
-__device__ inline T (&part_of(T *values, int index))[N] { return *reinterpret_cast<T(*)[N]>(values + index * N); }
-
 // A descriptor by its lower half, the one that tells of the place: sums of 32 bits are enough.
 __device__ inline uint64_t described(uint32_t low) { return tile_descriptor(0) >> 32 << 32 | low; }
 
@@ -209,7 +206,7 @@ __global__ void __launch_bounds__(threads<D, KV, true>(), 1) prefill_wgmma_kerne
       wgmma_done(o);
       if (!is_first) ring.leave(weighed, lane);
 #pragma unroll
-        for (int i = 0; i < D / 2; i++) o[i] *= shrink[i / 2 % 2];
+      for (int i = 0; i < D / 2; i++) o[i] *= shrink[i / 2 % 2];
 #pragma unroll
       for (int i = 0; i < TILE / 4; i++)
         p[i / 4][i % 4] = in_f16<KV, true>() ? pack_f16(score[2 * i], score[2 * i + 1]) : pack_bf16(score[2 * i], score[2 * i + 1]);
@@ -237,21 +234,10 @@ __global__ void __launch_bounds__(threads<D, KV, true>(), 1) prefill_wgmma_kerne
 
 template <int D, int KV>
 int start(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
-  return launch(ctx, prefill_wgmma_kernel<D, KV>, grid_of<D, true>(call), threads<D, KV, true>(), shared_bytes<D, true>(), stream, call);
+  return start_kernel<D, KV, true>(ctx, prefill_wgmma_kernel<D, KV>, call, stream);
 }
 template <int D, int KV>
-int raise_limit() {
-  return cudaFuncSetAttribute(prefill_wgmma_kernel<D, KV>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<D, true>());
-}
-template <int D>
-int choose_format(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
-  switch (call.kv.kv_format) {
-    case AISP_KV_BF16: return start<D, AISP_KV_BF16>(ctx, call, stream);
-    case AISP_KV_FP8: return start<D, AISP_KV_FP8>(ctx, call, stream);
-    case AISP_KV_FP4: return start<D, AISP_KV_FP4>(ctx, call, stream);
-    default: return cudaErrorInvalidValue;
-  }
-}
+int raise_limit() { return raise_kernel_limit<D, true>(prefill_wgmma_kernel<D, KV>); }
 
 } // namespace
 
@@ -260,7 +246,10 @@ int prepare_prefill_wgmma() {
                     raise_limit<128, AISP_KV_FP8>, raise_limit<128, AISP_KV_FP4>});
 }
 int start_prefill_wgmma(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
-  return call.kv.head_dim == 64 ? choose_format<64>(ctx, call, stream) : choose_format<128>(ctx, call, stream);
+  return with_kv_format(call.kv.kv_format, [&](auto format) {
+    constexpr int KV = decltype(format)::value;
+    return call.kv.head_dim == 64 ? start<64, KV>(ctx, call, stream) : start<128, KV>(ctx, call, stream);
+  });
 }
 
 } // namespace aisp

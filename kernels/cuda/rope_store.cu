@@ -12,7 +12,7 @@ namespace {
 
 constexpr int WARPS = 4;
 // Heads of a token that a warp takes one after the other: where there are enough tokens, so that each is asked for its angles less often.
-constexpr int ROUNDS = 4, ENOUGH_TOKENS = 256;
+constexpr int MOST_ROUNDS = 4, ENOUGH_TOKENS = 256;
 
 template <bool F32>
 __device__ inline float load_value(const void *at, int64_t i) {
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(32 * WARPS)
 template <bool F32>
 auto kernel_of(int pairs, int rounds) {
   if (rounds == 1) return pairs == 1 ? rope_store_kernel<1, F32, 1> : pairs == 2 ? rope_store_kernel<2, F32, 1> : rope_store_kernel<4, F32, 1>;
-  return pairs == 1 ? rope_store_kernel<1, F32, ROUNDS> : pairs == 2 ? rope_store_kernel<2, F32, ROUNDS> : rope_store_kernel<4, F32, ROUNDS>;
+  return pairs == 1 ? rope_store_kernel<1, F32, MOST_ROUNDS> : pairs == 2 ? rope_store_kernel<2, F32, MOST_ROUNDS> : rope_store_kernel<4, F32, MOST_ROUNDS>;
 }
 
 // A block a pair of blocks; 16 bytes a thread a turn. All formats' blocks and scales are multiples of that.
@@ -96,7 +96,7 @@ int aisp_rope_store(const aisp_ctx *ctx, const void *qkv, int32_t qkv_format, co
   if (kv->head_dim % (kv->kv_format == AISP_KV_FP4 ? 16 : 2) || kv->head_dim > MAX_HEAD_DIM ||
       (qkv_format != AISP_BF16 && qkv_format != AISP_F32))
     return cudaErrorInvalidValue;
-  const int rounds = num_tokens >= ENOUGH_TOKENS ? ROUNDS : 1;
+  const int rounds = num_tokens >= ENOUGH_TOKENS ? MOST_ROUNDS : 1;
   const dim3 grid(num_tokens, (unsigned)ceil_div(num_heads + 2 * kv->num_kv_heads, WARPS * rounds));
   const int pairs = pairs_a_lane(kv->head_dim);
   const auto kernel = qkv_format == AISP_F32 ? kernel_of<true>(pairs, rounds) : kernel_of<false>(pairs, rounds);

@@ -181,7 +181,7 @@ impl CudaDecoder {
         w: &Workspace,
     ) -> Result<(), EngineError> {
         match self.library(products) {
-            Some((of_layer, gemms)) if layer.qkv_bias.is_none() => {
+            Some((of_layer, gemms)) if layer.is_qkv_for_library() => {
                 gemms.multiply(rows, (&of_layer.qkv, &layer.qkv_proj), w.for_product(products, &w.x), w.qkv.all())?;
                 Ok(())
             }
@@ -255,7 +255,7 @@ impl CudaDecoder {
     /// cuBLASLt's in e4m3.
     fn input_rows<'a>(&self, layer: Option<&Layer>, products: Products, w: &'a Workspace) -> GemmInput<'a> {
         match layer {
-            Some(layer) if layer.qkv_bias.is_none() => w.for_product(products, &w.x),
+            Some(layer) if layer.is_qkv_for_library() => w.for_product(products, &w.x),
             _ => GemmInput::Bf16(w.x.all()),
         }
     }
@@ -414,6 +414,11 @@ impl Layer {
             gate_up_proj: take.projection(&[(&gate, inner), (&up, inner)], hidden)?,
             down_proj: take.projection(&[(&name("mlp.down_proj"), hidden)], inner)?,
         })
+    }
+
+    /// Whether cuBLASLt may compute its queries, keys and values: it adds no bias.
+    fn is_qkv_for_library(&self) -> bool {
+        self.qkv_bias.is_none()
     }
 
     /// Its matrices.

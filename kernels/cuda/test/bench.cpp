@@ -126,6 +126,11 @@ struct Shape {
 static const Shape SHAPES[] = {{"8b", 4096, 32, 8, 128, 14336, 32, 128256, false},
                                {"1b", 2048, 32, 8, 64, 8192, 16, 128256, true},
                                {"135m", 576, 9, 3, 64, 1536, 30, 49152, true}};
+static Shape shape_named(const std::string &name) {
+  for (auto &s : SHAPES)
+    if (name == s.name) return s;
+  return SHAPES[0];
+}
 
 struct Model {
   Shape s;
@@ -293,15 +298,24 @@ struct Step {
   bool fp8 = false;
   Device<uint8_t> codes;
   aisp_rows rows_for_product(aisp_bf16 *x) { return fp8 ? aisp_rows{nullptr, codes.ptr, x_scales.ptr} : aisp_rows{x, nullptr, nullptr}; }
+  struct Operands {
+    const void *x;
+    const float *x_scales;
+    const void *w;
+    const float *w_scales;
+  };
+  Operands operands(const Matrix &w, const aisp_bf16 *from) {
+    const aisp_weight view = w.view();
+    if (w.format == AISP_FP8) return {codes.ptr, x_scales.ptr, view.data, (const float *)view.scales};
+    return {from, nullptr, view.data, nullptr};
+  }
   void tune(aisp_gemm **plan, int output, const Matrix &w, const aisp_bf16 *from, void *out, int rows) {
     CK(aisp_gemm_create(CTX, w.format, output, w.n, w.k, plan));
     Device<uint8_t> flush((size_t)128 << 20);
     float us;
-    const aisp_weight view = w.view();
-    const bool rounded = w.format == AISP_FP8;
-    if (rounded) round(from, rows, w.k);
-    CK(aisp_gemm_tune(*plan, rows, rounded ? (const void *)codes.ptr : from, rounded ? x_scales.ptr : nullptr, view.data,
-                      rounded ? (const float *)view.scales : nullptr, out, gemm_space.ptr, gemm_space.count, flush.ptr, flush.count, STREAM, &us));
+    if (w.format == AISP_FP8) round(from, rows, w.k);
+    const Operands of = operands(w, from);
+    CK(aisp_gemm_tune(*plan, rows, of.x, of.x_scales, of.w, of.w_scales, out, gemm_space.ptr, gemm_space.count, flush.ptr, flush.count, STREAM, &us));
     std::printf("  gemm %s %dx%d rows %d: %.1f us, %.0f TFLOP/s\n", format_name(w.format), w.n, w.k, rows, us, 2.0 * w.n * w.k * rows / us / 1e6);
   }
   void tune() {
@@ -316,10 +330,8 @@ struct Step {
   }
   void round(const aisp_bf16 *from, int rows, int k) { CK(aisp_quantize_rows(CTX, from, rows, k, codes.ptr, x_scales.ptr, STREAM)); }
   void gemm(aisp_gemm *plan, const Matrix &w, const aisp_bf16 *from, void *out, int rows) {
-    const aisp_weight view = w.view();
-    const bool rounded = w.format == AISP_FP8;
-    CK(aisp_gemm_run(plan, rows, rounded ? (const void *)codes.ptr : from, rounded ? x_scales.ptr : nullptr, view.data,
-                     rounded ? (const float *)view.scales : nullptr, out, gemm_space.ptr, gemm_space.count, STREAM));
+    const Operands of = operands(w, from);
+    CK(aisp_gemm_run(plan, rows, of.x, of.x_scales, of.w, of.w_scales, out, gemm_space.ptr, gemm_space.count, STREAM));
   }
   void norm(const aisp_rows &out) { CK(aisp_rms_norm(CTX, residual.ptr, m.norm.ptr, 1e-5f, (int)ids.count, m.s.hidden, &out, STREAM)); }
   // What a layer is made of where cuBLASLt multiplies.
@@ -356,9 +368,7 @@ struct Step {
 static void bench_step() {
   for (auto &model_name : words("MODELS", "8b 1b 135m"))
     for (auto &format_name : words("FORMATS", "bf16 fp8 w4g32")) {
-      Shape shape = SHAPES[0];
-      for (auto &s : SHAPES)
-        if (model_name == s.name) shape = s;
+      const Shape shape = shape_named(model_name);
       Model model(shape, format_named(format_name));
       const std::string kv_name = words("KV", "bf16")[0];
       std::printf("\n%s %s, KV %s: weights a step %.2f GB\n", shape.name, format_name.c_str(), kv_name.c_str(), model.weight_bytes / 1e9);
@@ -394,9 +404,7 @@ static void bench_step() {
 static void bench_prefill() {
   for (auto &model_name : words("MODELS", "8b 1b"))
     for (auto &format_name : words("FORMATS", "bf16 fp8")) {
-      Shape shape = SHAPES[0];
-      for (auto &s : SHAPES)
-        if (model_name == s.name) shape = s;
+      const Shape shape = shape_named(model_name);
       Model model(shape, format_named(format_name));
       for (auto &rows_name : words("ROWS", "2048 8192")) {
         const int rows = std::stoi(rows_name);
