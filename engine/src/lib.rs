@@ -55,9 +55,9 @@ pub use generate::{Completion, CompletionDelta, CompletionStream};
 pub use loader::ModelSource;
 pub use optimizations::{Optimization, Selection, SelectionError};
 pub use plan::{
-    ActivationKind, AttentionKind, ExecutionKind, KvLayout, KvTypeKind, LinearKind, LoadingKind, Plan, PointwiseKind,
-    PrefillKind, PrefixReuse, Products, ProductsKind, SamplerKind, SchedulerKind, TeamKind, WeightKind,
-    WideProductsKind,
+    ActivationKind, AttentionKind, DecodeSplitsKind, ExecutionKind, KvLayout, KvTypeKind, LinearKind, LoadingKind,
+    Plan, PointwiseKind, PrefillKind, PrefixReuse, Products, ProductsKind, SamplerKind, SchedulerKind, TeamKind,
+    WeightKind, WideProductsKind,
 };
 pub use request::{
     FinishReason, GeneratedToken, MAX_LOGPROBS, Request, RequestError, RequestId, RequestOutput, RequestTimings,

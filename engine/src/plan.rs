@@ -27,6 +27,8 @@ pub struct Plan {
     pub products: ProductsKind,
     /// What products of many rows multiply with fp8 weights on a GPU.
     pub activations: ActivationKind,
+    /// How decode attention on a GPU cuts contexts.
+    pub decode_splits: DecodeSplitsKind,
     /// How the ops of a step are started.
     pub execution: ExecutionKind,
     /// When a step begins.
@@ -54,6 +56,7 @@ impl Plan {
         wide_products: WideProductsKind::FewRows,
         products: ProductsKind::Own,
         activations: ActivationKind::Bf16,
+        decode_splits: DecodeSplitsKind::Fixed,
         execution: ExecutionKind::Eager,
         step_loop: StepLoopKind::Synchronous,
         loading: LoadingKind::Heap,
@@ -202,6 +205,15 @@ pub enum ActivationKind {
     Bf16,
     /// 8-bit floats with a scale for each row.
     Fp8,
+}
+
+/// Choices of the slot of decode splits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DecodeSplitsKind {
+    /// 256 positions each.
+    Fixed,
+    /// As many as suit the card and the batch.
+    Adaptive,
 }
 
 /// Choices of the execution slot.

@@ -76,6 +76,26 @@ fn own_kernels_are_closer_to_exact_than_the_baseline_in_their_type() {
     }
 }
 
+/// Row by row, so that attention is that of decodes. Contexts of one block are one warp's in any case; longer ones are cut
+/// otherwise.
+#[test]
+#[ignore = "needs an NVIDIA GPU: make test-cuda"]
+fn adaptive_splits_keep_the_bound_of_a_kernel() {
+    let (switch, chunks) = (Optimization::AdaptiveSplits, Optimization::ChunkedPrefill);
+    for model in models() {
+        let run = Run { max_num_batched_tokens: 1, ..on_gpu(model) };
+        let fixed = run.forced(&with(&[chunks]));
+        let adaptive = run.forced(&with(&[chunks, switch]));
+        let first = fixed.first_difference(&adaptive);
+        assert!(first.is_some_and(|row| (16..64).contains(&row)), "{model}: rows differ from {first:?} on");
+        let measured = report(switch.name(), model, distance(&fixed, &adaptive));
+        assert!(measured.within(switch.bound_on(DeviceKind::Cuda).unwrap()), "{model}: {measured:?}");
+        let wrong = Run { fault: Fault::OffByOneBlock, ..run };
+        let wrong = report("wrong block", model, distance(&fixed, &wrong.forced(&with(&[chunks, switch]))));
+        assert!(!wrong.within(switch.bound_on(DeviceKind::Cuda).unwrap()), "{model}: {wrong:?}");
+    }
+}
+
 #[test]
 #[ignore = "needs an NVIDIA GPU: make test-cuda"]
 fn fewer_bits_keep_their_bounds() {

@@ -101,6 +101,24 @@ int launch(const aisp_ctx *ctx, void (*kernel)(P...), dim3 grid, dim3 block, siz
   return launch_as(ctx, {grid, block, shared_bytes}, kernel, stream, static_cast<P>(args)...);
 }
 
+// Whether the card runs so many clusters at once. Of more than 8 blocks, a multiprocessor each, not all parts of a card have room.
+template <typename... P>
+bool fit_clusters(const Launch &as, void (*kernel)(P...), int num_clusters) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = as.grid;
+  config.blockDim = as.block;
+  config.dynamicSmemBytes = as.shared_bytes;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {(unsigned)as.cluster, 1, 1};
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int most = 0;
+  if (cudaOccupancyMaxActiveClusters(&most, kernel, &config) == 0) return num_clusters <= most;
+  cudaGetLastError();
+  return false;
+}
+
 // Whether a kernel that only sm_90a has code for is there: made from PTX, for another architecture, it has an empty body.
 template <typename... P>
 int has_hopper_code(void (*kernel)(P...), bool *found) {

@@ -15,6 +15,7 @@
 //            warps in order; splits in order by whichever block comes last, or by the first of their cluster. Nothing
 //            depends on the batch.
 #include "decode_attention.cuh"
+#include "decode_splits.cuh"
 #include "newest.cuh"
 
 namespace aisp {
@@ -103,7 +104,7 @@ struct TurningBlock : Block {
   __device__ const __nv_bfloat16 *query(int h) const { return near.query(h); }
 };
 
-template <int D, int KV, int NT, int RING> // NT: groups of 8 heads
+template <int D, int KV, int NT, int RING, bool ALL_AT_ONCE> // NT: groups of 8 heads
 __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call call) {
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ Meet<NT> meet;
@@ -113,7 +114,7 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
   const Splits splits = splits_of(call.args, context);
   Block block = {call, s, kv_head};
   if (context > 0 && split >= splits.begin && split < splits.end) {
-    attend_split<D, KV, NT, RING>(call, s, kv_head, split, context, splits, shared, &meet, block);
+    attend_split<D, KV, NT, RING, ALL_AT_ONCE>(call, s, kv_head, split, context, splits, shared, &meet, block);
     return;
   }
   leave<D>(block, context, split);
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(WARPS * 32) decode_attention_kernel(const Call
 template <int D, int KV, int RING>
 constexpr int turning_bytes = shared_bytes<D, KV, 1, RING>() + Newest<D, KV>::BYTES; // whole pieces of 16
 
-template <int D, int KV, int RING>
+template <int D, int KV, int RING, bool ALL_AT_ONCE>
 __global__ void __launch_bounds__(WARPS * 32) rope_decode_attention_kernel(const Call call, const Heads heads) {
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ Meet<1> meet;
@@ -141,32 +142,37 @@ __global__ void __launch_bounds__(WARPS * 32) rope_decode_attention_kernel(const
   TurningBlock<D, KV> block = {{call, s, kv_head}, heads, slot, Turn<pairs_a_lane(D)>(heads.rope, position, D / 2),
                                Newest<D, KV>(shared + shared_bytes<D, KV, 1, RING>()),
                                heads.clustered ? reinterpret_cast<Gathered<D, 1> *>(shared + turning_bytes<D, KV, RING>) : nullptr};
-  attend_split<D, KV, 1, RING>(call, s, kv_head, split, context, splits, shared, &meet, block);
+  attend_split<D, KV, 1, RING, ALL_AT_ONCE>(call, s, kv_head, split, context, splits, shared, &meet, block);
   if (slot >= 0 && threadIdx.x < 32) block.near.store(call.kv, kv_head, slot);
 }
 
-template <int D, int KV, int NT, int RING>
+template <int D, int KV, int NT, int RING, bool ALL_AT_ONCE>
 int raise_limit_of() {
-  return cudaFuncSetAttribute(decode_attention_kernel<D, KV, NT, RING>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<D, KV, NT, RING>());
+  return cudaFuncSetAttribute(decode_attention_kernel<D, KV, NT, RING, ALL_AT_ONCE>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              shared_bytes<D, KV, NT, RING>());
 }
 template <int D, int KV, int NT>
 int raise_limit() {
-  if (int code = raise_limit_of<D, KV, NT, 2>()) return code;
-  if constexpr (D <= 128) return raise_limit_of<D, KV, NT, 4>();
+  if (int code = raise_limit_of<D, KV, NT, 2, false>()) return code;
+  if constexpr (D <= 128) return raise_limit_of<D, KV, NT, 4, true>();
   return 0;
 }
 
 // A few blocks load all they need at once; many share the multiprocessors, and more of them hide more.
 bool are_few(const aisp_ctx *ctx, const dim3 &grid) { return (int64_t)grid.x * grid.y * grid.z <= ctx->sm_count; }
+dim3 grid_of(const Call &call) { return dim3(call.max_splits, call.kv.num_kv_heads, call.args.num_seqs); }
+// Whether each warp may have all of its blocks at once in a ring of so many.
+bool fit_at_once(const aisp_ctx *ctx, const Call &call, int ring) {
+  return are_few(ctx, grid_of(call)) && split_size(call.args, most_positions(call.args)) <= ring * SPLIT_UNIT;
+}
 
 template <int D, int KV, int NT>
 int start(const aisp_ctx *ctx, const Call &call, aisp_stream stream) {
-  const dim3 grid(call.max_splits, call.kv.num_kv_heads, call.args.num_seqs);
   if constexpr (D <= 128) {
-    if (are_few(ctx, grid) && shared_bytes<D, KV, NT, 4>() <= ctx->shared_bytes_per_block)
-      return launch(ctx, decode_attention_kernel<D, KV, NT, 4>, grid, WARPS * 32, shared_bytes<D, KV, NT, 4>(), stream, call);
+    if (fit_at_once(ctx, call, 4) && shared_bytes<D, KV, NT, 4>() <= ctx->shared_bytes_per_block)
+      return launch(ctx, decode_attention_kernel<D, KV, NT, 4, true>, grid_of(call), WARPS * 32, shared_bytes<D, KV, NT, 4>(), stream, call);
   }
-  return launch(ctx, decode_attention_kernel<D, KV, NT, 2>, grid, WARPS * 32, shared_bytes<D, KV, NT, 2>(), stream, call);
+  return launch(ctx, decode_attention_kernel<D, KV, NT, 2, false>, grid_of(call), WARPS * 32, shared_bytes<D, KV, NT, 2>(), stream, call);
 }
 
 template <int D, int KV>
@@ -185,41 +191,64 @@ int raise_limits() {
 // Where heads are turned in the kernel of attention. Each split turns the same queries: of many that move few bytes each it
 // costs more than a kernel of its own.
 bool are_turned(const aisp_ctx *ctx, const Call &call) {
-  const dim3 grid(call.max_splits, call.kv.num_kv_heads, call.args.num_seqs);
   return call.group <= MAX_GROUP && (call.kv.head_dim == 64 || call.kv.head_dim == 128) &&
-         (call.kv.kv_format == AISP_KV_BF16 || call.max_splits == 1 || are_few(ctx, grid));
+         (call.kv.kv_format == AISP_KV_BF16 || call.max_splits == 1 || are_few(ctx, grid_of(call)));
 }
 
-// Shared memory of a block of a cluster, and whether a card has so much beside what the kernel declares itself.
-template <int D, int KV>
-constexpr int clustered_bytes = turning_bytes<D, KV, 4> + (int)sizeof(Gathered<D, 1>);
+// Shared memory of a block of a cluster of so many, and whether a card has so much beside what the kernel declares itself.
+template <int D, int KV, int RING>
+int clustered_bytes(int cluster) { return turning_bytes<D, KV, RING> + cluster * (int)sizeof(Gathered<D, 1>); }
 bool has_shared(const aisp_ctx *ctx, int bytes) { return bytes + (int)sizeof(Meet<1>) <= ctx->shared_bytes_per_block; }
 
+template <int D, int KV, int RING, bool ALL_AT_ONCE>
+int raise_turning_limit_of() {
+  auto raise = [](int bytes) {
+    return (int)cudaFuncSetAttribute(rope_decode_attention_kernel<D, KV, RING, ALL_AT_ONCE>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  };
+  if (cudaFuncSetAttribute(rope_decode_attention_kernel<D, KV, RING, ALL_AT_ONCE>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1))
+    cudaGetLastError(); // cards without clusters
+  for (int cluster : {MAX_CLUSTER, ANY_CLUSTER}) {
+    const int code = raise(clustered_bytes<D, KV, RING>(cluster));
+    if (code != cudaErrorInvalidValue) return code;
+    cudaGetLastError(); // the card has too little for the blocks of such a cluster
+  }
+  return raise(turning_bytes<D, KV, RING>);
+}
 template <int D, int KV>
 int raise_turning_limit() {
-  auto raise = [](auto kernel, int bytes) { return (int)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes); };
-  if (int code = raise(rope_decode_attention_kernel<D, KV, 2>, turning_bytes<D, KV, 2>)) return code;
-  const int code = raise(rope_decode_attention_kernel<D, KV, 4>, clustered_bytes<D, KV>);
-  if (code != cudaErrorInvalidValue) return code;
-  cudaGetLastError(); // the card has too little for a cluster's blocks
-  return raise(rope_decode_attention_kernel<D, KV, 4>, turning_bytes<D, KV, 4>);
+  return raise_all({raise_turning_limit_of<D, KV, 2, false>, raise_turning_limit_of<D, KV, 2, true>, raise_turning_limit_of<D, KV, 4, true>});
+}
+template <int D, int KV, int RING, bool ALL_AT_ONCE>
+int start_turning_of(const aisp_ctx *ctx, const Call &call, Heads heads, aisp_stream stream) {
+  const dim3 grid = grid_of(call);
+  const auto kernel = rope_decode_attention_kernel<D, KV, RING, ALL_AT_ONCE>;
+  const int cluster_bytes = clustered_bytes<D, KV, RING>(grid.x);
+  Launch as = {grid, WARPS * 32, (size_t)turning_bytes<D, KV, RING>, 1, ALL_AT_ONCE && call.args.next_is_small};
+  if (ctx->compute_capability >= 90 && are_few(ctx, grid) && grid.x > 1 && grid.x <= MAX_CLUSTER && has_shared(ctx, cluster_bytes)) {
+    const Launch clustered = {grid, as.block, (size_t)cluster_bytes, (int)grid.x, as.most_shared};
+    heads.clustered = grid.x <= ANY_CLUSTER || fit_clusters(clustered, kernel, grid.y * grid.z);
+    if (heads.clustered) as = clustered;
+  }
+  return launch_as(ctx, as, kernel, stream, call, heads);
 }
 template <int D, int KV>
-int start_turning(const aisp_ctx *ctx, const Call &call, Heads heads, aisp_stream stream) {
-  const dim3 grid(call.max_splits, call.kv.num_kv_heads, call.args.num_seqs);
-  if (are_few(ctx, grid) && has_shared(ctx, turning_bytes<D, KV, 4>)) {
-    heads.clustered = ctx->compute_capability >= 90 && grid.x > 1 && grid.x <= MAX_CLUSTER && has_shared(ctx, clustered_bytes<D, KV>);
-    const size_t bytes = heads.clustered ? clustered_bytes<D, KV> : turning_bytes<D, KV, 4>;
-    const Launch as = {grid, WARPS * 32, bytes, heads.clustered ? (int)grid.x : 1, call.args.next_is_small != 0};
-    return launch_as(ctx, as, rope_decode_attention_kernel<D, KV, 4>, stream, call, heads);
-  }
-  return launch(ctx, rope_decode_attention_kernel<D, KV, 2>, grid, WARPS * 32, turning_bytes<D, KV, 2>, stream, call, heads);
+int start_turning(const aisp_ctx *ctx, const Call &call, const Heads &heads, aisp_stream stream) {
+  if (fit_at_once(ctx, call, 2)) return start_turning_of<D, KV, 2, true>(ctx, call, heads, stream);
+  if (fit_at_once(ctx, call, 4) && has_shared(ctx, turning_bytes<D, KV, 4>)) return start_turning_of<D, KV, 4, true>(ctx, call, heads, stream);
+  return start_turning_of<D, KV, 2, false>(ctx, call, heads, stream);
 }
 
+// Splits of all sequences that the workspace has room for.
+int64_t most_rows(int num_seqs, int max_context_len) {
+  constexpr int64_t FEW_SEQUENCES = 1024; // short splits of a few sequences
+  return std::max(num_seqs * ceil_div(max_context_len, AISP_SPLIT_SIZE), FEW_SEQUENCES);
+}
 bool make_call(const aisp_kv_layer &kv, const aisp_decode_args &args, Call *out) {
-  if (args.num_heads % kv.num_kv_heads || (int64_t)args.num_seqs * kv.num_kv_heads * 4 > (int64_t)COUNTER_BYTES || args.max_context_len <= 0)
+  if (args.num_heads % kv.num_kv_heads || (int64_t)args.num_seqs * kv.num_kv_heads * 4 > (int64_t)COUNTER_BYTES || args.max_context_len <= 0 ||
+      args.num_splits < 0 || (int64_t)args.num_splits * args.num_seqs > most_rows(args.num_seqs, args.max_context_len))
     return false;
-  *out = {kv, args, args.num_heads / kv.num_kv_heads, (int)ceil_div(args.max_context_len, AISP_SPLIT_SIZE)};
+  const int splits = args.num_splits > 0 ? args.num_splits : (int)ceil_div(args.max_context_len, AISP_SPLIT_SIZE);
+  *out = {kv, args, args.num_heads / kv.num_kv_heads, splits};
   return true;
 }
 
@@ -239,8 +268,23 @@ int prepare_decode_attention(const aisp_ctx *) {
 extern "C" {
 
 size_t aisp_decode_workspace_bytes(int32_t max_seqs, int32_t num_heads, int32_t head_dim, int32_t max_context_len) {
-  const size_t splits = (size_t)aisp::ceil_div(max_context_len, AISP_SPLIT_SIZE);
-  return aisp::decode::COUNTER_BYTES + (size_t)max_seqs * num_heads * splits * (head_dim + 2) * sizeof(float);
+  return aisp::decode::COUNTER_BYTES + (size_t)aisp::most_rows(max_seqs, max_context_len) * num_heads * (head_dim + 2) * sizeof(float);
+}
+
+int32_t aisp_decode_splits(const aisp_ctx *ctx, const aisp_kv_layer *kv, const aisp_decode_args *args) {
+  using namespace aisp;
+  Load load = {ctx->sm_count, 1, (int64_t)args->num_seqs * kv->num_kv_heads, most_positions(*args), 0, args->next_is_small != 0};
+  if (load.walks <= 0 || load.positions <= 0) return 1;
+  load.bytes_per_position = 2 * (kv_row_bytes(kv->kv_format, kv->head_dim) + kv_scale_bytes(kv->kv_format, kv->head_dim));
+  with_kv_format(kv->kv_format, [&](auto format) {
+    return with_head_dim(kv->head_dim, [&](auto dim) {
+      constexpr int D = decltype(dim)::value, KV = decltype(format)::value;
+      return (int)cudaOccupancyMaxActiveBlocksPerMultiprocessor(&load.blocks_per_sm, decode_attention_kernel<D, KV, 1, 2, false>, decode::WARPS * 32,
+                                                                decode::shared_bytes<D, KV, 1, 2>());
+    });
+  });
+  load.blocks_per_sm = std::max(load.blocks_per_sm, 1);
+  return splits_for(load);
 }
 
 int aisp_decode_attention(const aisp_ctx *ctx, const aisp_kv_layer *kv, const aisp_decode_args *args, aisp_stream stream) {

@@ -6,7 +6,7 @@
 namespace aisp::decode {
 
 constexpr int WARPS = 4;
-constexpr int WARP_POSITIONS = AISP_SPLIT_SIZE / WARPS;
+constexpr int SPLIT_UNIT = WARPS * AISP_BLOCK_SIZE; // splits are whole blocks of every warp
 constexpr size_t COUNTER_BYTES = 256 * 1024; // one counter a sequence and kv head, in front of the workspace
 constexpr float NEVER = -INFINITY;
 
@@ -31,6 +31,13 @@ struct Call {
   int max_splits;
 };
 
+// Positions of a split of so many.
+__host__ __device__ inline int split_size(const aisp_decode_args &args, int positions) {
+  if (args.num_splits == 0) return AISP_SPLIT_SIZE;
+  const int units = (positions + SPLIT_UNIT - 1) / SPLIT_UNIT;
+  return (units + args.num_splits - 1) / args.num_splits * SPLIT_UNIT;
+}
+
 template <int D, int KV, int NT, int RING>
 __host__ __device__ constexpr int shared_bytes() {
   return WARPS * Shape<D, KV, NT, RING>::WARP_BYTES;
@@ -43,62 +50,70 @@ struct Meet {
   int is_last;
 };
 
-// Where the splits of a cluster meet.
-constexpr int MAX_CLUSTER = 8;
+// What a split of a cluster leaves with the first.
+constexpr int MAX_CLUSTER = 16, ANY_CLUSTER = 8; // where there is room, and on any card that has clusters
 template <int D, int NT>
 struct Gathered {
-  float2 max_sum[MAX_CLUSTER][NT * 8];
-  float2 o[MAX_CLUSTER][NT * 8 * D / 2];
+  float2 max_sum[NT * 8];
+  float2 o[NT * 8 * D / 2];
 };
 
-// Splits that hold positions of a context.
+// That a context has in all splits at most.
+inline int most_positions(const aisp_decode_args &args) {
+  const int window = args.sliding_window > 0 ? args.sliding_window + AISP_BLOCK_SIZE - 1 : args.max_context_len;
+  return window < args.max_context_len ? window : args.max_context_len;
+}
+// Splits that hold positions of a context: of fixed size from position 0 on, or equal parts of what is seen.
 struct Splits {
   int begin, end;
   int first_position; // within the sliding window
+  int origin, size;   // split i begins at origin + i * size
 };
 __device__ inline Splits splits_of(const aisp_decode_args &args, int context) {
   const int first = args.sliding_window > 0 && context > args.sliding_window ? context - args.sliding_window : 0;
-  return {first / AISP_SPLIT_SIZE, (context + AISP_SPLIT_SIZE - 1) / AISP_SPLIT_SIZE, first};
+  if (args.num_splits == 0) return {first / AISP_SPLIT_SIZE, (context + AISP_SPLIT_SIZE - 1) / AISP_SPLIT_SIZE, first, 0, AISP_SPLIT_SIZE};
+  const int origin = first / AISP_BLOCK_SIZE * AISP_BLOCK_SIZE, size = split_size(args, context - origin);
+  return {0, (context - origin + size - 1) / size, first, origin, size};
 }
 
 // What differs between callers:
 //   newest_position()  returns once queries can be read and the newest position stands in the pool; all before it are there
 //   HAS_NEWEST         the newest position need not be in the pool: it is in near, unless slot, its place, is below 0
-//   gathered           where the first of a context's splits takes the results of all (Gathered), if these are a cluster whose
+//   gathered           where the first of a context's splits takes the results of all (Gathered, in order), if these are a cluster whose
 //                      blocks have arrived once and whose ranks are the splits; else null, and they meet in the workspace
 //   query(h)           bf16 [D] of a head of the group
 //   store(i, two)      values i and i + 1 of the group's [heads, D], in bf16
 //   MAY_CLUSTER        there is a `gathered`
-// For whole blocks of four warps. NT: groups of 8 heads.
-template <int D, int KV, int NT, int RING, class Caller>
+// For whole blocks of four warps. NT: groups of 8 heads. ALL_AT_ONCE: the ring holds all blocks of a warp, which are worked on
+// at once, so that what one waits for is hidden by the others; the bits are the same.
+template <int D, int KV, int NT, int RING, bool ALL_AT_ONCE, class Caller>
 __device__ inline void attend_split(const Call &call, int s, int kv_head, int split, int context, const Splits &splits,
                                     uint8_t *shared, Meet<NT> *meet, Caller &caller) {
   using Sh = Shape<D, KV, NT, RING>;
-  constexpr int MOST_BLOCKS = WARP_POSITIONS / AISP_BLOCK_SIZE;
-  // A ring that holds all blocks of a warp is worked on at once: what one waits for is hidden by the others. Same bits.
-  constexpr int AT_ONCE = RING == MOST_BLOCKS ? MOST_BLOCKS : 1;
+  constexpr int AT_ONCE = ALL_AT_ONCE ? RING : 1;
   const aisp_decode_args &args = call.args;
   const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
   const int group = call.group, num_heads = args.num_heads;
   const int begin = splits.first_position;
 
   // Blocks of 16 positions that this warp walks.
-  const int warp_begin = split * AISP_SPLIT_SIZE + warp * WARP_POSITIONS;
+  const int warp_positions = splits.size / WARPS;
+  const int warp_begin = splits.origin + split * splits.size + warp * warp_positions;
   const int walk_begin = max(warp_begin, begin / AISP_BLOCK_SIZE * AISP_BLOCK_SIZE);
-  const int walk_end = min(warp_begin + WARP_POSITIONS, context);
+  const int walk_end = min(warp_begin + warp_positions, context);
   const int num_blocks = walk_end > walk_begin ? (walk_end - walk_begin + AISP_BLOCK_SIZE - 1) / AISP_BLOCK_SIZE : 0;
   const int32_t *block_table = args.block_tables + (int64_t)s * args.max_blocks + walk_begin / AISP_BLOCK_SIZE;
   const uint32_t ring = shared_address(shared) + warp * Sh::WARP_BYTES;
 
   // Of a ring that holds all blocks of the warp, their places are asked for at once.
-  int32_t places[MOST_BLOCKS] = {};
-  if constexpr (RING == MOST_BLOCKS) {
+  int32_t places[AT_ONCE] = {};
+  if constexpr (ALL_AT_ONCE) {
 #pragma unroll
-    for (int i = 0; i < MOST_BLOCKS; i++) places[i] = i < num_blocks ? block_table[i] : 0;
+    for (int i = 0; i < RING; i++) places[i] = i < num_blocks ? block_table[i] : 0;
   }
   auto fill = [&](int i) {
     if (i < num_blocks) {
-      const int32_t place = RING == MOST_BLOCKS ? places[i % MOST_BLOCKS] : block_table[i];
+      const int32_t place = ALL_AT_ONCE ? places[i % AT_ONCE] : block_table[i];
       const int64_t at = (int64_t)place * call.kv.num_kv_heads + kv_head; // of a block's head
       const uint8_t *k = static_cast<const uint8_t *>(call.kv.k) + at * 16 * Sh::ROW;
       const uint8_t *v = static_cast<const uint8_t *>(call.kv.v) + at * 16 * Sh::ROW;
@@ -305,7 +320,7 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
       }
     }
     __syncwarp();
-    if constexpr (RING < MOST_BLOCKS) fill(first + RING);
+    if constexpr (!ALL_AT_ONCE) fill(first + RING);
   }
   copy_async_wait<0>();
   __syncwarp();
@@ -361,8 +376,8 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
       caller.store(h * D + d, pack_bf16(value[0] / sum, value[1] / sum));
 #ifdef AISP_CLUSTERS
     } else if (clustered) {
-      if (d == 0) cluster_put(shared_address(&gathered->max_sum[split - splits.begin][h]), splits.begin, make_float2(most, sum));
-      cluster_put(shared_address(&gathered->o[split - splits.begin][i]), splits.begin, make_float2(value[0], value[1]));
+      if (d == 0) cluster_put(shared_address(&gathered[split - splits.begin].max_sum[h]), splits.begin, make_float2(most, sum));
+      cluster_put(shared_address(&gathered[split - splits.begin].o[i]), splits.begin, make_float2(value[0], value[1]));
 #endif
     } else {
       if (d == 0) __stcg(max_sum_of + h * call.max_splits + split, make_float2(most, sum));
@@ -395,7 +410,7 @@ __device__ inline void attend_split(const Call &call, int s, int kv_head, int sp
       const int h = i / (D / 2);
       float2 value = {0, 0};
       float sum;
-      meet_splits([&](int at) { return gathered->max_sum[at][h]; }, [&](int at) { return gathered->o[at][i]; }, value, sum);
+      meet_splits([&](int at) { return gathered[at].max_sum[h]; }, [&](int at) { return gathered[at].o[i]; }, value, sum);
       caller.store(2 * i, pack_bf16(value.x / sum, value.y / sum));
     }
     return;

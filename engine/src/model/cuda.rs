@@ -25,7 +25,7 @@ use super::take::PackedWeights;
 use super::weights::Weights;
 use super::work::MatrixWork;
 use crate::error::EngineError;
-use crate::plan::{Plan, Products, WeightKind, WideProductsKind};
+use crate::plan::{DecodeSplitsKind, Plan, Products, WeightKind, WideProductsKind};
 use crate::runner::StepShape;
 
 const ROPE: (&str, &str) = ("the rotary table", "--max-model-len");
@@ -45,6 +45,8 @@ pub struct CudaDecoder {
     wide: bool,
     /// The same with x in e4m3.
     wide_fp8: bool,
+    /// Whether decode attention cuts contexts by the size of the batch.
+    adaptive_splits: bool,
     /// The fastest products for steps of up to so many rows, in order; the last for more.
     fastest: Vec<(usize, Products)>,
 }
@@ -106,6 +108,7 @@ impl CudaDecoder {
             gemms: None,
             wide: plan.wide_products == WideProductsKind::Wgmma && gpu.has_wide_linear(),
             wide_fp8: false,
+            adaptive_splits: plan.decode_splits == DecodeSplitsKind::Adaptive,
             fastest: Vec::new(),
         };
         decoder.wide_fp8 = decoder.allows_wide_fp8(plan);
@@ -116,6 +119,11 @@ impl CudaDecoder {
     /// Its device.
     pub fn gpu(&self) -> &Arc<Gpu> {
         &self.gpu
+    }
+
+    /// Whether decode attention cuts contexts by the size of the batch.
+    pub fn has_adaptive_splits(&self) -> bool {
+        self.adaptive_splits
     }
 
     /// What its matrices take.
@@ -316,6 +324,7 @@ impl CudaDecoder {
             sliding_window,
             workspace: w.decode.all(),
             next_is_small: self.layers[layer].o_proj.is_small(),
+            adaptive_splits: self.adaptive_splits,
         };
         if shape.num_prefills == 0 {
             self.gpu.rope_decode_attention(w.qkv.all(), rope, tables, kv, layer, decode)?;

@@ -10,9 +10,9 @@ pub use text::SelectionText;
 
 use crate::device::DeviceKind;
 use crate::plan::{
-    ActivationKind, AttentionKind, ExecutionKind, KvLayout, KvTypeKind, LinearKind, LoadingKind, Plan, PointwiseKind,
-    PrefillKind, PrefixReuse, ProductsKind, SamplerKind, SchedulerKind, StepLoopKind, TeamKind, WeightKind,
-    WideProductsKind,
+    ActivationKind, AttentionKind, DecodeSplitsKind, ExecutionKind, KvLayout, KvTypeKind, LinearKind, LoadingKind,
+    Plan, PointwiseKind, PrefillKind, PrefixReuse, ProductsKind, SamplerKind, SchedulerKind, StepLoopKind, TeamKind,
+    WeightKind, WideProductsKind,
 };
 
 /// A switch. Declaration order is application order.
@@ -54,6 +54,8 @@ pub enum Optimization {
     LibraryGemm,
     /// Activations of products of many rows in 8-bit floats.
     ActivationsFp8,
+    /// Contexts cut by the size of the batch in decode attention.
+    AdaptiveSplits,
     /// Steps recorded once and launched whole.
     CudaGraphs,
     /// The next step begins while one is under way.
@@ -66,7 +68,7 @@ pub enum Optimization {
 
 impl Optimization {
     /// Every optimization, in application order.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::ContinuousBatching,
         Self::ChunkedPrefill,
         Self::PagedKv,
@@ -85,6 +87,7 @@ impl Optimization {
         Self::WgmmaLinear,
         Self::LibraryGemm,
         Self::ActivationsFp8,
+        Self::AdaptiveSplits,
         Self::CudaGraphs,
         Self::OverlappedScheduling,
         Self::PinnedPool,
@@ -317,6 +320,22 @@ impl Optimization {
                 source: "FP8 formats, arXiv 2209.05433; dynamic scales a row after vLLM, or each 64 values after DeepSeek-V3, arXiv 2412.19437",
                 ..Spec::MANY_ROWS
             },
+            Self::AdaptiveSplits => Spec {
+                name: "adaptive-splits",
+                summary: "decode attention cuts contexts into as many parts as suit the batch and the GPU; not batch-invariant",
+                slot: Slot::DecodeSplits,
+                baseline: "256 positions each",
+                saves: &[Saving::Time],
+                exactness: Exactness::Tolerance,
+                bound: Some(LogitBound::KERNEL),
+                requires: &[Self::FusedOps],
+                conflicts: &[],
+                devices: Devices::Cuda,
+                in_all: true,
+                engages_when: "a sequence of a step has one token",
+                counts: "tokens attended in such parts",
+                source: "own; number of splits by occupancy after Flash-Decoding, PyTorch blog 2023-10-12",
+            },
             Self::CudaGraphs => Spec {
                 name: "cuda-graphs",
                 summary: "a decode step is recorded once for each size of batch and launched whole",
@@ -443,6 +462,7 @@ impl Optimization {
             Self::WgmmaLinear => plan.wide_products = WideProductsKind::Wgmma,
             Self::LibraryGemm => plan.products = ProductsKind::Library,
             Self::ActivationsFp8 => plan.activations = ActivationKind::Fp8,
+            Self::AdaptiveSplits => plan.decode_splits = DecodeSplitsKind::Adaptive,
             Self::CudaGraphs => plan.execution = ExecutionKind::Graphs,
             Self::OverlappedScheduling => plan.step_loop = StepLoopKind::Overlapped,
             Self::PinnedPool => plan.team = TeamKind::Pinned,

@@ -122,6 +122,8 @@ pub enum Slot {
     WideProducts,
     /// What products of many rows read their inputs as.
     ActivationType,
+    /// How decode attention cuts contexts.
+    DecodeSplits,
     /// How the ops of a step are started.
     Execution,
     /// When a step begins.
@@ -149,6 +151,7 @@ impl fmt::Display for Slot {
             Self::Products => "large products",
             Self::WideProducts => "wide products",
             Self::ActivationType => "activation type",
+            Self::DecodeSplits => "decode splits",
             Self::Execution => "execution",
             Self::StepLoop => "step loop",
             Self::Loading => "loading",

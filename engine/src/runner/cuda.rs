@@ -405,6 +405,10 @@ impl CudaRunner {
         if let Some(optimization) = self.model.products(shape.num_rows).optimization() {
             engagement.add_all(&[optimization], input);
         }
+        if self.model.has_adaptive_splits() {
+            engagement
+                .add(Optimization::AdaptiveSplits, input.sequences.iter().filter(|s| s.rows.len() == 1).count() as u64);
+        }
         Ok(shape)
     }
 

@@ -92,6 +92,15 @@ impl<'a> Run<'a> {
     }
 }
 
+impl Forced {
+    /// The first position whose logits have other bits.
+    #[allow(dead_code, reason = "not every test asks")]
+    pub fn first_difference(&self, other: &Self) -> Option<usize> {
+        let bits = |row: &[f32]| row.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        self.rows.iter().zip(&other.rows).position(|(a, b)| bits(a) != bits(b))
+    }
+}
+
 fn log_softmax(row: &[f32]) -> Vec<f64> {
     let max = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let log_sum = row.iter().map(|&x| (f64::from(x) - max).exp()).sum::<f64>().ln() + max;

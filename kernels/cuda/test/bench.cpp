@@ -118,6 +118,26 @@ static void bench_linear() {
     }
 }
 
+// Splits of decode attention to try; 0: of fixed size, -1: as many as suit the card.
+static std::vector<int> numbers_of_splits(int batch, int context) {
+  std::vector<int> all;
+  for (auto &name : words("SPLITS", "0 -1")) {
+    const int splits = std::stoi(name);
+    if (splits <= context / 64 && splits * batch <= std::max(batch * (context / 256), 1024)) all.push_back(splits);
+  }
+  return all;
+}
+// Contexts that the engine records a step for.
+static int recorded_context(int context) {
+  int most = 256;
+  while (most < context) most *= 4;
+  return most;
+}
+static aisp_decode_args with_splits(aisp_decode_args args, const aisp_kv_layer &kv, int splits) {
+  args.num_splits = splits < 0 ? aisp_decode_splits(CTX, &kv, &args) : splits;
+  return args;
+}
+
 struct Shape {
   const char *name;
   int hidden, heads, kvh, dim, inner, layers, vocab;
@@ -201,7 +221,7 @@ static int kv_format_named(const std::string &name) { return name == "fp4" ? AIS
 // What a step works on.
 struct Step {
   Model &m;
-  int batch, context, max_context; // as the engine records steps: for contexts up to 1024 at once
+  int batch, context, max_context;
   Device<float> residual, qkv, logits, sumsq, x_scales, gated_scales;
   Device<aisp_bf16> x, q, attention, gated, gate_up;
   Device<int32_t> ids, positions, slots, lens, tables, cu;
@@ -211,7 +231,7 @@ struct Step {
   Plans plans;
 
   Step(Model &model, int rows, int batch, int context, int kv_format = AISP_KV_BF16)
-      : m(model), batch(batch), context(context), max_context(std::max(context, 1024)), residual((size_t)rows * m.s.hidden), qkv((size_t)rows * (m.s.heads + 2 * m.s.kvh) * m.s.dim),
+      : m(model), batch(batch), context(context), max_context(recorded_context(context)), residual((size_t)rows * m.s.hidden), qkv((size_t)rows * (m.s.heads + 2 * m.s.kvh) * m.s.dim),
         logits((size_t)std::min(rows, 256) * m.s.vocab), sumsq((size_t)rows * m.s.hidden / 16),
         x_scales((size_t)(rows + 3) * m.s.hidden / 64), gated_scales((size_t)(rows + 3) * m.s.inner / 64), x((size_t)rows * m.s.hidden),
         q((size_t)rows * m.s.heads * m.s.dim), attention(q.count), gated((size_t)rows * m.s.inner), gate_up((size_t)rows * 2 * m.s.inner),
@@ -238,7 +258,8 @@ struct Step {
   aisp_rope rope() { return {m.cos.ptr, m.sin.ptr, AISP_ROPE_NEOX, nullptr, nullptr, 1e-5f}; }
   aisp_decode_args decode_args(int l) {
     const bool small = m.o[l].format != AISP_BF16 && m.o[l].format != AISP_FP8 && m.o[l].bytes() < (1 << 20);
-    return {q.ptr, attention.ptr, tables.ptr, max_blocks, lens.ptr, batch, m.s.heads, max_context, 0, 1 / std::sqrt((float)m.s.dim), workspace.ptr, small};
+    return with_splits({q.ptr, attention.ptr, tables.ptr, max_blocks, lens.ptr, batch, m.s.heads, max_context, 0, 1 / std::sqrt((float)m.s.dim), workspace.ptr, small},
+                       pools[l].view(), num_splits);
   }
   void turn(int l) {
     const aisp_kv_layer layer = pools[l].view();
@@ -269,6 +290,7 @@ struct Step {
     attend_turned(l);
   }
   Linear product = aisp_linear;
+  int num_splits = 0;
   void linear(const Matrix &w, const aisp_bf16 *from, int output, void *out, bool normed, bool next, const float *scales = nullptr,
               float *next_scales = nullptr) {
     const aisp_weight view = w.view();
@@ -386,9 +408,12 @@ static void bench_step() {
             if (wide ? batch <= 8 || !aisp_has_wide_linear(CTX) : batch > AISP_LINEAR_MAX_ROWS) continue;
             const bool codes = linear == linear_of_codes;
             step.product = codes ? aisp_wide_linear : linear;
+            for (int splits : numbers_of_splits(batch, context)) {
+            step.num_splits = splits;
             ms = time_graph([&] { step.fused(codes); }, 9, &nodes) / 1000;
-            std::printf("%s %s batch %d context %d: %s %.3f ms, floor %.3f, share %.2f, %zu nodes, KV %.2f GB\n", shape.name, format_name.c_str(),
-                        batch, context, name, ms, floor_ms, floor_ms / ms, nodes, kv_bytes / 1e9);
+            std::printf("%s %s batch %d context %d: %s, %d splits, %.3f ms, floor %.3f, share %.2f, %zu nodes, KV %.2f GB\n", shape.name,
+                        format_name.c_str(), batch, context, name, splits, ms, floor_ms, floor_ms / ms, nodes, kv_bytes / 1e9);
+            }
           }
           if (format_name == "bf16" && batch > 8 && aisp_ctx_has_cublaslt(CTX)) {
             step.tune();
@@ -447,8 +472,15 @@ static void bench_prefill_attention(const char *kv_name, int format, int dim) {
 
 static void bench_attention(const char *kv_name, int format) {
   const Shape shape = {"layer", 4096, 32, 8, 128, 64, 1, 64, true};
-  for (auto [batch, context] : {std::pair<int, int>{1, 1024}, {1, 4096}, {1, 32768}, {8, 4096}, {32, 1024}, {32, 4096}, {64, 1024}, {64, 4096}, {256, 1024}}) {
-    const int max_blocks = context / 16, copies = std::max<int>(1, (int)(400e6 / ((double)batch * context * 16 * (double)(aisp_kv_row_bytes(format, 128) + aisp_kv_scale_bytes(format, 128)))));
+  std::vector<std::pair<int, int>> sizes = {{1, 1024}, {1, 4096}, {1, 32768}, {8, 4096}, {32, 1024}, {32, 4096}, {64, 1024}, {64, 4096}, {256, 1024}};
+  const auto batches = words("BATCHES", ""), contexts = words("CONTEXTS", "");
+  if (!batches.empty() && !contexts.empty()) {
+    sizes.clear();
+    for (auto &b : batches)
+      for (auto &c : contexts) sizes.emplace_back(std::stoi(b), std::stoi(c));
+  }
+  for (auto [batch, context] : sizes) {
+    const int max_blocks = (context + 15) / 16, copies = std::max<int>(1, (int)(400e6 / ((double)batch * context * 16 * (double)(aisp_kv_row_bytes(format, 128) + aisp_kv_scale_bytes(format, 128)))));
     std::vector<Pool> layers;
     for (int i = 0; i < copies; i++) layers.emplace_back(format, shape.kvh, 128, (size_t)batch * max_blocks * 16, 1);
     Device<aisp_bf16> q((size_t)batch * 4096), out(q.count);
@@ -458,16 +490,19 @@ static void bench_attention(const char *kv_name, int format) {
     const Device<int32_t> tables(t), lens(std::vector<int32_t>(batch, context));
     Device<uint8_t> workspace(aisp_decode_workspace_bytes(batch, 32, 128, context));
     CK(aisp_memset(workspace.ptr, 0, workspace.count, STREAM));
-    const double us = time_graph([&] {
-      for (int i = 0; i < copies; i++) {
-        const aisp_kv_layer kv = layers[i].view();
-        const aisp_decode_args args = {q.ptr, out.ptr, tables.ptr, max_blocks, lens.ptr, batch, 32, context, 0, 0.088f, workspace.ptr};
-        CK(aisp_decode_attention(CTX, &kv, &args, STREAM));
-      }
-    }, 5) / copies;
     const double bytes = layers[0].bytes();
-    std::printf("decode attention kv %s batch %d context %d: %.2f us, %.1f MB, floor %.2f us, share %.2f\n", kv_name, batch, context, us,
-                bytes / 1e6, bytes / READ_RATE * 1e6, bytes / READ_RATE * 1e6 / us);
+    std::printf("decode attention kv %s batch %d context %d: %.1f MB, floor %.2f us;", kv_name, batch, context, bytes / 1e6, bytes / READ_RATE * 1e6);
+    for (int splits : numbers_of_splits(batch, context)) {
+      const double us = time_graph([&] {
+        for (int i = 0; i < copies; i++) {
+          const aisp_kv_layer kv = layers[i].view();
+          const aisp_decode_args args = with_splits({q.ptr, out.ptr, tables.ptr, max_blocks, lens.ptr, batch, 32, context, 0, 0.088f, workspace.ptr}, kv, splits);
+          CK(aisp_decode_attention(CTX, &kv, &args, STREAM));
+        }
+      }, 5) / copies;
+      std::printf(" %d splits: %.2f us (%.2f)", splits, us, bytes / READ_RATE * 1e6 / us);
+    }
+    std::printf("\n");
     std::fflush(stdout);
   }
 }

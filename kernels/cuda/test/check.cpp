@@ -607,11 +607,11 @@ static void check_rope_decode(const DecodeCase &c, Pool &pool, const std::vector
   Device<aisp_bf16> q((size_t)S * row), out(q.count);
   const aisp_kv_layer kv = pool.view();
   const auto k = pool.dk.get(), v = pool.dv.get(), ks = pool.dks.get(), vs = pool.dvs.get();
-  auto run = [&](bool whole, int s, int count) {
+  auto run = [&](bool whole, int s, int count, int num_splits = 0) {
     pool.dk.put(k), pool.dv.put(v), pool.dks.put(ks), pool.dvs.put(vs);
     q.poison(), out.poison();
     aisp_decode_args args = {q.ptr + s * row, out.ptr + s * row, pool.dtables.ptr + (size_t)s * pool.max_blocks, pool.max_blocks, dlens.ptr + s, count,
-                             c.heads, most, c.window, 1 / std::sqrt((float)c.dim), workspace, count == 1};
+                             c.heads, most, c.window, 1 / std::sqrt((float)c.dim), workspace, count == 1, num_splits};
     const float *from = qkv.ptr + (size_t)s * width;
     if (whole) {
       CK(aisp_rope_decode_attention(CTX, from, &rope, dpositions.ptr + s, dslots.ptr + s, &kv, &args, STREAM));
@@ -631,6 +631,13 @@ static void check_rope_decode(const DecodeCase &c, Pool &pool, const std::vector
   for (int s = 0; s < S; s++) {
     const auto alone = run(true, s, 1);
     expect_same_bits(alone.data() + s * row, parts.data() + s * row, row, name + " turned in it, alone");
+  }
+  for (int num_splits : {1, 7, 16}) { // of streams, of clusters, of a block a warp
+    const auto apart = run(false, 0, S, num_splits);
+    const std::string split = name + " turned in it, " + std::to_string(num_splits) + " splits";
+    expect_same_bits(run(true, 0, S, num_splits).data(), apart.data(), apart.size(), split);
+    for (int s = S / 2; s < S; s++)
+      expect_same_bits(run(true, s, 1, num_splits).data() + s * row, apart.data() + s * row, row, split + " alone");
   }
   pool.dk.put(k), pool.dv.put(v), pool.dks.put(ks), pool.dvs.put(vs);
 }
@@ -657,11 +664,11 @@ static void check_decode() {
     const Device<int32_t> dlens(lens);
     const double scale = 1 / std::sqrt((double)c.dim);
     const aisp_kv_layer kv = pool.view();
-    auto run = [&](int s, int count, int max_context, const int32_t *tables) {
+    auto run = [&](int s, int count, int max_context, const int32_t *tables, int num_splits = 0) {
       out.poison();
       const size_t row = (size_t)c.heads * c.dim;
       aisp_decode_args args = {dq.ptr + s * row, out.ptr + s * row, tables + (size_t)s * pool.max_blocks, pool.max_blocks, dlens.ptr + s, count,
-                               c.heads, max_context, c.window, (float)scale, workspace.ptr};
+                               c.heads, max_context, c.window, (float)scale, workspace.ptr, 0, num_splits};
       CK(aisp_decode_attention(CTX, &kv, &args, STREAM));
       return out.get();
     };
@@ -688,6 +695,16 @@ static void check_decode() {
     }
     const auto again = run(0, S, 4096, pool.dtables.ptr);
     expect_same_bits(again.data(), whole.data(), whole.size(), name + " again, larger grid");
+    for (int num_splits : {1, 3, 8, 20}) {
+      const std::string split = name + ", " + std::to_string(num_splits) + " splits";
+      const auto parts = run(0, S, most, pool.dtables.ptr, num_splits);
+      expect_below(error(parts), 2e-5, split);
+      const size_t row = (size_t)c.heads * c.dim;
+      for (int s = S / 2; s < S; s++) { // a number of splits cuts a context alike in any batch
+        const auto alone = run(s, 1, most, pool.dtables.ptr, num_splits);
+        expect_same_bits(alone.data() + s * row, parts.data() + s * row, row, split + " alone");
+      }
+    }
     auto broken = pool.tables; // one block of one sequence: of 65 positions, so that it weighs
     broken[(size_t)5 * pool.max_blocks + 3] = broken[(size_t)5 * pool.max_blocks + 2];
     const Device<int32_t> dbroken(broken);

@@ -145,6 +145,7 @@ pub struct DecodeArgs {
     pub scale: f32,
     pub workspace: *mut c_void,
     pub next_is_small: i32,
+    pub num_splits: i32,
 }
 
 #[repr(C)]
@@ -308,6 +309,7 @@ unsafe extern "C" {
         stream: Stream,
     ) -> c_int;
     pub fn aisp_decode_workspace_bytes(max_seqs: i32, num_heads: i32, head_dim: i32, max_context_len: i32) -> usize;
+    pub fn aisp_decode_splits(ctx: *const Ctx, kv: *const KvLayer, args: *const DecodeArgs) -> i32;
     pub fn aisp_decode_attention(ctx: *const Ctx, kv: *const KvLayer, args: *const DecodeArgs, stream: Stream)
     -> c_int;
     pub fn aisp_rope_decode_attention(

@@ -62,6 +62,9 @@ pub struct DecodeAttention<'a> {
     pub workspace: DeviceSlice<'a, u8>,
     /// The next kernel moves few bytes, so that it may be launched at once.
     pub next_is_small: bool,
+    /// Contexts are cut into as many parts as suit the card and the batch, instead of 256 positions each: faster, but the
+    /// order of sums then depends on the batch.
+    pub adaptive_splits: bool,
 }
 
 const DECODE_OP: &str = "decode attention";
@@ -85,6 +88,7 @@ impl DecodeAttention<'_> {
             scale: 1.0 / (head_dim as f32).sqrt(),
             workspace: self.workspace.at_least(OP, "workspace", workspace)?.cast(),
             next_is_small: i32::from(self.next_is_small),
+            num_splits: 0,
         })
     }
 }
@@ -301,11 +305,18 @@ impl Gpu {
         check(OP, code)
     }
 
+    fn decode_args(&self, kv: &CudaKv, layer: usize, call: &DecodeAttention<'_>) -> Result<ffi::DecodeArgs, CudaError> {
+        let args = call.raw(kv)?;
+        // SAFETY: reads shapes only; the workspace of `raw` has room for as many splits as it answers.
+        let splits = || unsafe { ffi::aisp_decode_splits(self.ctx(), &kv.raw(layer), &args) };
+        Ok(ffi::DecodeArgs { num_splits: if call.adaptive_splits { splits() } else { 0 }, ..args })
+    }
+
     /// Attention of one query a sequence over the pool.
     ///
     /// Errors: operands that are too small; a failed launch.
     pub fn decode_attention(&self, kv: &CudaKv, layer: usize, call: DecodeAttention<'_>) -> Result<(), CudaError> {
-        let args = call.raw(kv)?;
+        let args = self.decode_args(kv, layer, &call)?;
         // SAFETY: every operand has the size that its shape asks for; who writes the tables keeps blocks in the pool.
         let code = unsafe { ffi::aisp_decode_attention(self.ctx(), &kv.raw(layer), &args, self.stream()) };
         check(DECODE_OP, code)
@@ -331,7 +342,7 @@ impl Gpu {
         let positions = positions.at_least(DECODE_OP, "positions", call.num_seqs)?;
         let slots = slots.at_least(DECODE_OP, "slots", call.num_seqs)?;
         let rope = raw_rope(DECODE_OP, rope, shape.head_dim)?;
-        let (args, kv) = (call.raw(kv)?, kv.raw(layer));
+        let (args, kv) = (self.decode_args(kv, layer, &call)?, kv.raw(layer));
         // SAFETY: every operand has the size that its shape asks for; who writes the tables keeps blocks and slots in the
         // pool and positions in the rope table.
         let code = unsafe {

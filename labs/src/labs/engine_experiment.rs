@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use aisp_engine::optimizations::Exactness;
-use aisp_engine::{Engine, Optimization, Selection};
+use aisp_engine::{Engine, EngineBuilder, Optimization, Selection};
 use bench_client::{Cost, Slo, TokenTotals};
 
 use super::requests::{Answers, RequestMix, RequestSet, Served};
@@ -19,6 +19,20 @@ const SMALL_MODEL_PARAMETERS: u64 = 50_000_000;
 
 /// USD per hour of a cloud machine of two virtual cores, as in the load generator's price list.
 const CPU_HOURLY_RATE: f64 = 0.10;
+
+/// Which pass shows the probabilities of prompts' tokens, by which arms that round are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GatePass {
+    /// The timed one, whose time they are a small part of.
+    Timed,
+    /// One after it over the first prompts: a GPU computes faster than it hands logits over.
+    Apart,
+    /// One by an engine that computes prompts row by row, as it does answers.
+    RowByRow,
+}
+
+/// Prompt tokens of a pass of its own.
+const GATE_TOKENS: usize = 256;
 
 /// Bounds of the engines, and what their requests are held against.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,6 +49,8 @@ pub struct EngineSettings {
     pub dense_weights: bool,
     /// Whether all prompts begin alike, as far as the longest goes.
     pub common_beginning: bool,
+    /// How arms that round are compared.
+    pub gate: GatePass,
     /// Whether every answer is greedy, so that the sampler is no part of what is compared.
     pub is_greedy: bool,
     /// What makes a request good.
@@ -53,6 +69,7 @@ impl Default for EngineSettings {
             num_kv_tokens: 1024,
             dense_weights: false,
             common_beginning: false,
+            gate: GatePass::Timed,
             is_greedy: false,
             slo,
             hourly_rate: CPU_HOURLY_RATE,
@@ -77,6 +94,10 @@ pub struct EngineExperiment {
     kv_cache_bytes: u64,
     arms: Vec<EngineArm>,
     engines: Vec<Engine>,
+    /// What is served apart from the timed pass to compare arms.
+    gate: Option<RequestSet>,
+    /// What came of it where another engine serves it, by arm.
+    row_by_row: Vec<Vec<f32>>,
     fingerprint: String,
 }
 
@@ -152,15 +173,39 @@ impl EngineExperiment {
         // What all arms share rounds the same in all of them.
         let shared = |switch: &Optimization| arms.iter().all(|arm| arm.selection.contains(*switch));
         let differing = arms.iter().flat_map(|arm| arm.selection.iter()).filter(|switch| !shared(switch));
-        requests.with_prompt_logprobs = !differing.map(|o| o.spec().exactness).all(Exactness::is_lossless);
+        let rounds = !differing.map(|o| o.spec().exactness).all(Exactness::is_lossless);
+        requests.with_prompt_logprobs = rounds && settings.gate == GatePass::Timed;
+        let apart = rounds && settings.gate != GatePass::Timed;
         Ok(Self {
             fingerprint: requests.fingerprint(&context.model.to_string()),
             context: context.clone(),
+            gate: apart.then(|| requests.prompts_of_first(GATE_TOKENS)),
+            row_by_row: Vec::new(),
             requests,
             settings,
             kv_cache_bytes: kv_bytes_per_token * settings.num_kv_tokens as u64,
             arms,
             engines: Vec::new(),
+        })
+    }
+
+    fn builder(&self, selection: Selection) -> EngineBuilder {
+        self.context
+            .engine(selection)
+            .dequantize(self.settings.dense_weights)
+            .max_num_seqs(self.settings.max_num_seqs)
+            .max_num_batched_tokens(self.settings.max_num_batched_tokens)
+            .max_model_len(Some(self.settings.max_model_len))
+            .kv_cache_memory_bytes(Some(self.kv_cache_bytes))
+    }
+
+    /// What an arm is compared by, after a pass.
+    fn outputs(&mut self, arm: usize, served: &Served) -> Result<Outputs, LabError> {
+        Ok(match &self.gate {
+            None if self.requests.with_prompt_logprobs => Outputs::Values(served.prompt_logprobs.clone()),
+            None => Outputs::Tokens(served.answers.clone()),
+            Some(_) if self.settings.gate == GatePass::RowByRow => Outputs::Values(self.row_by_row[arm].clone()),
+            Some(gate) => Outputs::Values(gate.serve(&mut self.engines[arm])?.prompt_logprobs),
         })
     }
 }
@@ -175,16 +220,14 @@ impl Experiment for EngineExperiment {
     }
 
     fn set_up(&mut self, arm: usize) -> Result<(), LabError> {
-        let engine = self
-            .context
-            .engine(self.arms[arm].selection.clone())
-            .dequantize(self.settings.dense_weights)
-            .max_num_seqs(self.settings.max_num_seqs)
-            .max_num_batched_tokens(self.settings.max_num_batched_tokens)
-            .max_model_len(Some(self.settings.max_model_len))
-            .kv_cache_memory_bytes(Some(self.kv_cache_bytes))
-            .build()?;
-        self.engines.push(engine);
+        let selection = self.arms[arm].selection.clone();
+        if let (Some(gate), GatePass::RowByRow) = (&self.gate, self.settings.gate) {
+            let chunks = selection.iter().chain([Optimization::ChunkedPrefill]);
+            let in_parts = Selection::closed_on(self.context.device.kind(), chunks);
+            let mut engine = self.builder(in_parts).max_num_batched_tokens(1).max_num_seqs(1).build()?;
+            self.row_by_row.push(gate.serve(&mut engine)?.prompt_logprobs);
+        }
+        self.engines.push(self.builder(selection).build()?);
         Ok(())
     }
 
@@ -197,14 +240,12 @@ impl Experiment for EngineExperiment {
         let served = self.requests.serve(engine)?;
         let duration = started.elapsed();
         let after = engine.stats();
-        let outputs = if self.requests.with_prompt_logprobs {
-            Outputs::Values(served.prompt_logprobs.clone())
-        } else {
-            Outputs::Tokens(served.answers.clone())
-        };
+        let work = ArmWork::since(&before.work, engine);
+        let outputs = self.outputs(arm, &served)?;
+        let engine = &self.engines[arm];
         let mut measured = Measured::new(duration, self.fingerprint.clone(), outputs);
         measured.engaged = engaged(engine, &self.arms[arm].selection);
-        measured.work = Some(ArmWork::since(&before.work, engine));
+        measured.work = Some(work);
         let info = engine.model_info();
         let bytes_per_token = info.kv_cache_bytes / info.num_kv_slots.max(1) as u64;
         measured.reserved_bytes = Some(after.kv.peak_reserved_tokens as u64 * bytes_per_token);

@@ -136,6 +136,20 @@ impl RequestSet {
         Self { requests, mix, with_prompt_logprobs: false, is_greedy: true }
     }
 
+    /// The prompts alone of the first requests, until they have so many tokens, with the probabilities of these.
+    #[must_use]
+    pub fn prompts_of_first(&self, num_tokens: usize) -> Self {
+        let mut left = num_tokens;
+        let first = self.requests.iter().map_while(|request| {
+            let fits = left > 0;
+            left = left.saturating_sub(request.prompt.len());
+            fits.then(|| PlannedRequest { num_answer_tokens: 1, ..request.clone() })
+        });
+        let requests: Vec<_> = first.collect();
+        let mix = RequestMix { num_requests: requests.len(), allowed_tokens: None, ..self.mix };
+        Self { requests, mix, with_prompt_logprobs: true, is_greedy: true }
+    }
+
     /// Replaces every prompt by as much of the longest.
     pub fn begin_alike(&mut self) {
         let longest = self.requests.iter().map(|request| request.prompt.clone()).max_by_key(Vec::len);
@@ -274,5 +288,10 @@ mod tests {
         assert_eq!(again.answers, served.answers);
         let num_prompt_tokens: usize = set.requests.iter().map(|request| request.prompt.len() - 1).sum();
         assert_eq!(again.prompt_logprobs.len(), num_prompt_tokens);
+        // Prompts alone have those of their beginning.
+        let two = set.requests[0].prompt.len() + 1;
+        let first = set.prompts_of_first(two).serve(&mut engine).unwrap();
+        assert_eq!(first.answers.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1]);
+        assert_eq!(first.prompt_logprobs, again.prompt_logprobs[..first.prompt_logprobs.len()]);
     }
 }

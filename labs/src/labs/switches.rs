@@ -4,7 +4,7 @@
 use aisp_engine::optimizations::{Saving, Slot};
 use aisp_engine::{DeviceKind, Optimization, Selection};
 
-use super::engine_experiment::{EngineArm, EngineExperiment, EngineSettings, mixed_requests, tolerance};
+use super::engine_experiment::{EngineArm, EngineExperiment, EngineSettings, GatePass, mixed_requests, tolerance};
 use super::requests::{Answers, RequestMix};
 use super::start::StartExperiment;
 use crate::LabError;
@@ -41,6 +41,7 @@ impl SwitchLab {
                 | Slot::WeightType
                 | Slot::Products
                 | Slot::ActivationType
+                | Slot::DecodeSplits
                 | Slot::StepLoop,
                 DeviceKind::Cuda,
             ) => &[Optimization::FusedOps, Optimization::CudaGraphs, Optimization::FastSampler],
@@ -81,8 +82,6 @@ impl Lab for SwitchLab {
             return Ok(Box::new(StartExperiment::new(context, self.0)?));
         }
         let dense_weights = matches!(self.0.spec().slot, Slot::WeightType | Slot::ActivationType);
-        // Steps so small that prompts do not fit into one: else there is nothing to cut.
-        let max_num_batched_tokens = if self.0.spec().slot == Slot::Prefill { 64 } else { 2048 };
         let common_beginning = self.0.spec().slot == Slot::PrefixReuse;
         if self.0.spec().slot == Slot::KvLayout {
             let (max_num_seqs, max_model_len) = (8, 576);
@@ -95,10 +94,66 @@ impl Lab for SwitchLab {
                 self.arms(context.device.kind()),
             )?));
         }
-        let settings =
-            EngineSettings { dense_weights, common_beginning, max_num_batched_tokens, ..EngineSettings::default() };
-        let experiment = EngineExperiment::new(context, mixed_requests, settings, self.arms(context.device.kind()))?;
+        if self.0.spec().slot == Slot::DecodeSplits {
+            let (max_num_seqs, max_model_len) = (4, 1280);
+            let num_kv_tokens = max_num_seqs * max_model_len;
+            let gate = GatePass::RowByRow;
+            let settings =
+                EngineSettings { max_num_seqs, max_model_len, num_kv_tokens, gate, ..EngineSettings::default() };
+            let arms = self.arms(context.device.kind());
+            return Ok(Box::new(EngineExperiment::new(context, long_contexts, settings, arms)?));
+        }
+        let settings = EngineSettings { dense_weights, common_beginning, ..EngineSettings::default() };
+        let arms = self.arms(context.device.kind());
+        // Steps so small that prompts do not fit into one: else there is nothing to cut.
+        let cuts = self.0.spec().slot == Slot::Prefill;
+        let experiment = match context.device.kind() {
+            DeviceKind::Cpu => {
+                let max_num_batched_tokens = if cuts { 64 } else { 2048 };
+                let settings = EngineSettings { max_num_batched_tokens, ..settings };
+                EngineExperiment::new(context, mixed_requests, settings, arms)?
+            }
+            // candle's baseline is too slow for more.
+            DeviceKind::Cuda if matches!(self.0.spec().slot, Slot::Attention | Slot::Linear | Slot::Pointwise) => {
+                EngineExperiment::new(context, mixed_requests, settings, arms)?
+            }
+            DeviceKind::Cuda => {
+                let settings = EngineSettings {
+                    max_num_seqs: 64,
+                    max_num_batched_tokens: if cuts { 256 } else { 2048 },
+                    max_model_len: 576,
+                    num_kv_tokens: 64 * 320,
+                    gate: GatePass::Apart,
+                    ..settings
+                };
+                EngineExperiment::new(context, requests_for_a_card, settings, arms)?
+            }
+        };
         Ok(Box::new(experiment))
+    }
+}
+
+/// So many at once that the products of a step fill a card.
+fn requests_for_a_card(_num_parameters: u64) -> RequestMix {
+    RequestMix {
+        num_requests: 128,
+        max_prompt_tokens: 360,
+        max_answer_tokens: 160,
+        answers: Answers::Even,
+        arrivals_per_step: 16,
+        allowed_tokens: None,
+    }
+}
+
+/// Contexts of several splits of attention.
+fn long_contexts(_num_parameters: u64) -> RequestMix {
+    RequestMix {
+        num_requests: 8,
+        max_prompt_tokens: 400,
+        max_answer_tokens: 800,
+        answers: Answers::Even,
+        arrivals_per_step: 64,
+        allowed_tokens: None,
     }
 }
 
