@@ -70,9 +70,7 @@ struct TurningBlock : Block {
   __device__ Head<PAIRS> read_head(int index, bool apart) const {
     Head<PAIRS> head;
     head.pairs = D / 2, head.apart = apart;
-    const float *from = heads.qkv + ((int64_t)s * (call.args.num_heads + 2 * call.kv.num_kv_heads) + index) * D;
-#pragma unroll
-    for (int j = 0; j < PAIRS; j++) head.a[j] = __ldcg(from + head.a_at(j)), head.b[j] = __ldcg(from + head.b_at(j));
+    load_head(head, heads.qkv + ((int64_t)s * (call.args.num_heads + 2 * call.kv.num_kv_heads) + index) * D);
     return head;
   }
   __device__ void newest_position() const {
@@ -93,7 +91,7 @@ struct TurningBlock : Block {
     for (int i = 0; i < ROUNDS; i++)
       if (warp + i * WARPS < call.group) {
         turn_head(head[i], angles, rope.q_norm, rope.norm_eps);
-        store_bf16(head[i], near.query(warp + i * WARPS));
+        store_head(head[i], near.query(warp + i * WARPS));
       }
     if (has_kv) {
       if (!is_v) turn_head(kv, angles, rope.k_norm, rope.norm_eps);

@@ -95,7 +95,7 @@ impl Lab for SwitchLab {
             )?));
         }
         if self.0.spec().slot == Slot::DecodeSplits {
-            let (max_num_seqs, max_model_len) = (4, 1280);
+            let (max_num_seqs, max_model_len) = (64, 640);
             let num_kv_tokens = max_num_seqs * max_model_len;
             let gate = GatePass::RowByRow;
             let settings =
@@ -121,8 +121,8 @@ impl Lab for SwitchLab {
                 let settings = EngineSettings {
                     max_num_seqs: 64,
                     max_num_batched_tokens: if cuts { 256 } else { 2048 },
-                    max_model_len: 576,
-                    num_kv_tokens: 64 * 320,
+                    max_model_len: 384,
+                    num_kv_tokens: 64 * 192,
                     gate: GatePass::Apart,
                     ..settings
                 };
@@ -136,21 +136,21 @@ impl Lab for SwitchLab {
 /// So many at once that the products of a step fill a card.
 fn requests_for_a_card(_num_parameters: u64) -> RequestMix {
     RequestMix {
-        num_requests: 128,
-        max_prompt_tokens: 360,
-        max_answer_tokens: 160,
+        num_requests: 64,
+        max_prompt_tokens: 256,
+        max_answer_tokens: 96,
         answers: Answers::Even,
         arrivals_per_step: 16,
         allowed_tokens: None,
     }
 }
 
-/// Contexts of several splits of attention.
+/// Contexts of several splits of attention, many at once.
 fn long_contexts(_num_parameters: u64) -> RequestMix {
     RequestMix {
-        num_requests: 8,
-        max_prompt_tokens: 400,
-        max_answer_tokens: 800,
+        num_requests: 64,
+        max_prompt_tokens: 480,
+        max_answer_tokens: 160,
         answers: Answers::Even,
         arrivals_per_step: 64,
         allowed_tokens: None,
