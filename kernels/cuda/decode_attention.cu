@@ -6,14 +6,14 @@
 // Alignment  16 bytes.
 // Bytes      K and V of the context once; q, out; with more than one split, (D + 2) floats a split and head, unless they meet in a cluster.
 // Launch     grid (splits of the longest context, KVH, S), 4 warps; a split beyond a context leaves at once. A warp owns
-//            64 of the split's 256 positions and walks its 4 blocks through a private ring of two stages in shared memory,
-//            or where few blocks run has all four there at once.
+//            a quarter of the split's positions, 64 of 256, and walks its blocks of 16 through a private ring of two stages in
+//            shared memory, or where few thread blocks run has all there at once.
 //            S^T = K Q^T and O^T = V^T P^T, so that positions and dimensions fill the tensor cores' 16 rows and heads
 //            their 8 columns. fp8 and fp4 are widened in registers, to f16 (bf16 before sm_89) and bf16; scales of fp8 meet scores and
 //            weights, those of fp4 the codes, rounded to bf16.
 // Sums       scores over D by mma in f32; a block's 16 positions by mma; blocks of a warp in order with a running maximum;
 //            warps in order; splits in order by whichever block comes last, or by the first of their cluster. Nothing
-//            depends on the batch.
+//            depends on the batch, but for what num_splits says.
 #include "decode_attention.cuh"
 #include "decode_splits.cuh"
 #include "newest.cuh"
@@ -70,7 +70,9 @@ struct TurningBlock : Block {
   __device__ Head<PAIRS> read_head(int index, bool apart) const {
     Head<PAIRS> head;
     head.pairs = D / 2, head.apart = apart;
-    load_head(head, heads.qkv + ((int64_t)s * (call.args.num_heads + 2 * call.kv.num_kv_heads) + index) * D);
+    const float *from = heads.qkv + ((int64_t)s * (call.args.num_heads + 2 * call.kv.num_kv_heads) + index) * D;
+#pragma unroll
+    for (int j = 0; j < PAIRS; j++) head.a[j] = __ldcg(from + head.a_at(j)), head.b[j] = __ldcg(from + head.b_at(j));
     return head;
   }
   __device__ void newest_position() const {
@@ -91,7 +93,7 @@ struct TurningBlock : Block {
     for (int i = 0; i < ROUNDS; i++)
       if (warp + i * WARPS < call.group) {
         turn_head(head[i], angles, rope.q_norm, rope.norm_eps);
-        store_head(head[i], near.query(warp + i * WARPS));
+        store_bf16(head[i], near.query(warp + i * WARPS));
       }
     if (has_kv) {
       if (!is_v) turn_head(kv, angles, rope.k_norm, rope.norm_eps);

@@ -1,7 +1,7 @@
 // A head of Q, K or V in the registers of a warp: its norm, its turn, and its place in the pool.
 // Several kernels use it and must agree to the bit, so it says itself which products are rounded.
-// A lane holds neighbouring pairs, so that it loads and stores them at once. Squares of a head are summed in f32: a lane's
-// pairs in order, then lanes by halves.
+// A lane holds pairs lane, lane + 32, ...; of a V, which is not turned, neighbours. Squares of a head are summed in f32: a
+// lane's pairs in order, then lanes by halves.
 #pragma once
 
 #include "common.cuh"
@@ -19,107 +19,9 @@ struct Head {
   bool apart; // the partner stands half a head on
   __device__ int a_at(int j) const { return apart ? pair(j) : 2 * pair(j); }
   __device__ int b_at(int j) const { return apart ? pair(j) + pairs : 2 * pair(j) + 1; }
-  __device__ int pair(int j) const { return (threadIdx.x & 31) * PAIRS + j; }
+  __device__ int pair(int j) const { return (threadIdx.x & 31) + 32 * j; }
   __device__ bool has(int j) const { return pair(j) < pairs; }
-  __device__ bool has_all() const { return has(PAIRS - 1); }
 };
-
-// N neighbouring values to or from memory at once, if they lie at a multiple of their size.
-template <int N>
-__device__ inline void load_run(float *x, const float *from) {
-  if constexpr (N == 1) {
-    x[0] = __ldcg(from);
-  } else if constexpr (N == 2) {
-    const float2 two = __ldcg(reinterpret_cast<const float2 *>(from));
-    x[0] = two.x, x[1] = two.y;
-  } else {
-#pragma unroll
-    for (int i = 0; i < N; i += 4) {
-      const float4 four = __ldcg(reinterpret_cast<const float4 *>(from + i));
-      x[i] = four.x, x[i + 1] = four.y, x[i + 2] = four.z, x[i + 3] = four.w;
-    }
-  }
-}
-template <int N>
-__device__ inline void load_run(float *x, const __nv_bfloat16 *from) {
-  if constexpr (N == 1) {
-    x[0] = __bfloat162float(*from);
-  } else {
-    uint32_t words[N / 2];
-    if constexpr (N == 2) words[0] = *reinterpret_cast<const uint32_t *>(from);
-    else if constexpr (N == 4) *reinterpret_cast<uint2 *>(words) = *reinterpret_cast<const uint2 *>(from);
-    else *reinterpret_cast<uint4 *>(words) = *reinterpret_cast<const uint4 *>(from);
-#pragma unroll
-    for (int i = 0; i < N; i++) x[i] = __uint_as_float(i % 2 ? words[i / 2] & 0xffff0000u : words[i / 2] << 16);
-  }
-}
-template <int BYTES>
-__device__ inline void store_run(void *to, const uint32_t *words) {
-  if constexpr (BYTES == 1) *static_cast<uint8_t *>(to) = (uint8_t)words[0];
-  else if constexpr (BYTES == 2) *static_cast<uint16_t *>(to) = (uint16_t)words[0];
-  else if constexpr (BYTES == 4) *static_cast<uint32_t *>(to) = words[0];
-  else if constexpr (BYTES == 8) *static_cast<uint2 *>(to) = make_uint2(words[0], words[1]);
-  else *static_cast<uint4 *>(to) = make_uint4(words[0], words[1], words[2], words[3]);
-}
-template <int N>
-__device__ inline void store_run(__nv_bfloat16 *to, const float *x) {
-  uint32_t words[(N + 1) / 2];
-#pragma unroll
-  for (int i = 0; i < N; i += 2) words[i / 2] = pack_bf16(x[i], i + 1 < N ? x[i + 1] : 0.0f);
-  store_run<2 * N>(static_cast<void *>(to), words);
-}
-template <int N>
-__device__ inline void store_run(uint8_t *to, const float *x) { // as e4m3
-  uint32_t words[(N + 3) / 4] = {};
-#pragma unroll
-  for (int i = 0; i < N; i++) words[i / 4] |= (uint32_t)float_to_e4m3(x[i]) << 8 * (i % 4);
-  store_run<N>(static_cast<void *>(to), words);
-}
-
-// A head to or from its values in memory, which lie at a multiple of two lanes' shares.
-template <int PAIRS, class T>
-__device__ inline void load_head(Head<PAIRS> &head, const T *from) {
-  if (head.has_all() && head.pairs % PAIRS == 0) {
-    if (head.apart) {
-      load_run<PAIRS>(head.a, from + head.a_at(0));
-      load_run<PAIRS>(head.b, from + head.b_at(0));
-    } else {
-      float x[2 * PAIRS];
-      load_run<2 * PAIRS>(x, from + head.a_at(0));
-#pragma unroll
-      for (int j = 0; j < PAIRS; j++) head.a[j] = x[2 * j], head.b[j] = x[2 * j + 1];
-    }
-    return;
-  }
-#pragma unroll
-  for (int j = 0; j < PAIRS; j++) {
-    head.a[j] = head.b[j] = 0;
-    if (head.has(j)) load_run<1>(&head.a[j], from + head.a_at(j)), load_run<1>(&head.b[j], from + head.b_at(j));
-  }
-}
-template <int PAIRS, class T>
-__device__ inline void store_head(const Head<PAIRS> &head, T *to, float by = 1.0f) {
-  float x[2 * PAIRS];
-  const int next = head.apart ? 1 : 2, b = head.apart ? PAIRS : 1;
-#pragma unroll
-  for (int j = 0; j < PAIRS; j++) {
-    const float values[2] = {head.a[j] * by, head.b[j] * by};
-    if (head.apart) x[j] = values[0], x[PAIRS + j] = values[1];
-    else x[2 * j] = values[0], x[2 * j + 1] = values[1];
-  }
-  if (head.has_all() && head.pairs % PAIRS == 0) {
-    if (head.apart) {
-      store_run<PAIRS>(to + head.a_at(0), x);
-      store_run<PAIRS>(to + head.b_at(0), x + PAIRS);
-    } else {
-      store_run<2 * PAIRS>(to + head.a_at(0), x);
-    }
-    return;
-  }
-#pragma unroll
-  for (int j = 0; j < PAIRS; j++)
-    if (head.has(j)) store_run<1>(to + head.a_at(j), &x[next * j]), store_run<1>(to + head.b_at(j), &x[next * j + b]);
-}
 
 // Cosines and sines of a lane's pairs at a position.
 template <int PAIRS>
@@ -128,7 +30,7 @@ struct Turn {
   __device__ Turn(const aisp_rope &rope, int position, int pairs) {
 #pragma unroll
     for (int j = 0; j < PAIRS; j++) {
-      const int i = (threadIdx.x & 31) * PAIRS + j;
+      const int i = (threadIdx.x & 31) + 32 * j;
       const int64_t at = (int64_t)position * pairs + i;
       cos[j] = i < pairs ? rope.cos[at] : 0, sin[j] = i < pairs ? rope.sin[at] : 0;
     }
@@ -155,6 +57,20 @@ __device__ inline void turn_head(Head<PAIRS> &head, const Turn<PAIRS> &turn, con
     const float x = head.a[j], y = head.b[j];
     head.a[j] = fmaf(x, turn.cos[j], -__fmul_rn(y, turn.sin[j]));
     head.b[j] = fmaf(x, turn.sin[j], __fmul_rn(y, turn.cos[j]));
+  }
+}
+
+template <int PAIRS>
+__device__ inline void store_bf16(const Head<PAIRS> &head, __nv_bfloat16 *to) {
+#pragma unroll
+  for (int j = 0; j < PAIRS; j++) {
+    if (!head.has(j)) continue;
+    if (head.apart) {
+      to[head.a_at(j)] = __float2bfloat16_rn(head.a[j]);
+      to[head.b_at(j)] = __float2bfloat16_rn(head.b[j]);
+    } else {
+      *reinterpret_cast<uint32_t *>(to + head.a_at(j)) = pack_bf16(head.a[j], head.b[j]);
+    }
   }
 }
 
@@ -203,9 +119,14 @@ __device__ inline void store_kv(const Head<PAIRS> &head, const aisp_kv_layer &kv
     const float scale = e4m3_scale(warp_max(most)), inverse = 1.0f / scale;
     uint8_t *to = static_cast<uint8_t *>(data) + at * dim;
     if (lane == 0) static_cast<float *>(scales)[at] = scale;
-    store_head(head, to, inverse);
+#pragma unroll
+    for (int j = 0; j < PAIRS; j++)
+      if (head.has(j)) {
+        to[head.a_at(j)] = float_to_e4m3(head.a[j] * inverse);
+        to[head.b_at(j)] = float_to_e4m3(head.b[j] * inverse);
+      }
   } else {
-    store_head(head, static_cast<__nv_bfloat16 *>(data) + at * dim);
+    store_bf16(head, static_cast<__nv_bfloat16 *>(data) + at * dim);
   }
 }
 

@@ -14,9 +14,15 @@ constexpr int WARPS = 4;
 // Heads of a token that a warp takes one after the other: where there are enough tokens, so that each is asked for its angles less often.
 constexpr int MOST_ROUNDS = 4, ENOUGH_TOKENS = 256;
 
-template <int PAIRS, class T, int ROUNDS>
+template <bool F32>
+__device__ inline float load_value(const void *at, int64_t i) {
+  if constexpr (F32) return static_cast<const float *>(at)[i];
+  return __bfloat162float(static_cast<const __nv_bfloat16 *>(at)[i]);
+}
+
+template <int PAIRS, bool F32, int ROUNDS>
 __global__ void __launch_bounds__(32 * WARPS)
-    rope_store_kernel(const T *qkv, const aisp_rope rope, const int32_t *positions, const int32_t *slot_mapping, int num_heads,
+    rope_store_kernel(const void *qkv, const aisp_rope rope, const int32_t *positions, const int32_t *slot_mapping, int num_heads,
                       const aisp_kv_layer kv, __nv_bfloat16 *q) {
   __shared__ float natural[WARPS][64 * PAIRS];
   pdl_wait();
@@ -32,8 +38,14 @@ __global__ void __launch_bounds__(32 * WARPS)
   for (int i = 0; i < ROUNDS; i++) {
     Head<PAIRS> &head = heads[i];
     const int index = first + i * WARPS;
+    const int64_t from = (t * all_heads + index) * dim;
     head.pairs = dim / 2, head.apart = index < num_heads + kvh && rope.style == AISP_ROPE_NEOX;
-    if (index < all_heads) load_head(head, qkv + (t * all_heads + index) * dim);
+#pragma unroll
+    for (int j = 0; j < PAIRS; j++) {
+      const bool valid = index < all_heads && head.has(j);
+      head.a[j] = valid ? load_value<F32>(qkv, from + head.a_at(j)) : 0;
+      head.b[j] = valid ? load_value<F32>(qkv, from + head.b_at(j)) : 0;
+    }
   }
 #pragma unroll
   for (int i = 0; i < ROUNDS; i++) {
@@ -43,16 +55,16 @@ __global__ void __launch_bounds__(32 * WARPS)
     const bool is_q = index < num_heads, is_v = index >= num_heads + kvh;
     if (!is_q && slot < 0) return;
     if (!is_v) turn_head(head, turn, is_q ? rope.q_norm : rope.k_norm, rope.norm_eps);
-    if (is_q) store_head(head, q + (t * num_heads + index) * dim);
+    if (is_q) store_bf16(head, q + (t * num_heads + index) * dim);
     else store_kv(head, kv, kv.kv_format, is_v, (index - num_heads) % kvh, slot, natural[warp]);
     __syncwarp(); // what was natural has been read
   }
 }
 
-template <class T>
+template <bool F32>
 auto kernel_of(int pairs, int rounds) {
-  if (rounds == 1) return pairs == 1 ? rope_store_kernel<1, T, 1> : pairs == 2 ? rope_store_kernel<2, T, 1> : rope_store_kernel<4, T, 1>;
-  return pairs == 1 ? rope_store_kernel<1, T, MOST_ROUNDS> : pairs == 2 ? rope_store_kernel<2, T, MOST_ROUNDS> : rope_store_kernel<4, T, MOST_ROUNDS>;
+  if (rounds == 1) return pairs == 1 ? rope_store_kernel<1, F32, 1> : pairs == 2 ? rope_store_kernel<2, F32, 1> : rope_store_kernel<4, F32, 1>;
+  return pairs == 1 ? rope_store_kernel<1, F32, MOST_ROUNDS> : pairs == 2 ? rope_store_kernel<2, F32, MOST_ROUNDS> : rope_store_kernel<4, F32, MOST_ROUNDS>;
 }
 
 // A block a pair of blocks; 16 bytes a thread a turn. All formats' blocks and scales are multiples of that.
@@ -87,12 +99,9 @@ int aisp_rope_store(const aisp_ctx *ctx, const void *qkv, int32_t qkv_format, co
   const int rounds = num_tokens >= ENOUGH_TOKENS ? MOST_ROUNDS : 1;
   const dim3 grid(num_tokens, (unsigned)ceil_div(num_heads + 2 * kv->num_kv_heads, WARPS * rounds));
   const int pairs = pairs_a_lane(kv->head_dim);
-  auto start = [&](auto *values) {
-    using T = std::remove_pointer_t<decltype(values)>;
-    return launch(ctx, kernel_of<T>(pairs, rounds), grid, 32 * WARPS, 0, stream, static_cast<const T *>(qkv), *rope, positions, slot_mapping,
-                  num_heads, *kv, reinterpret_cast<__nv_bfloat16 *>(q));
-  };
-  return qkv_format == AISP_F32 ? start((float *)nullptr) : start((__nv_bfloat16 *)nullptr);
+  const auto kernel = qkv_format == AISP_F32 ? kernel_of<true>(pairs, rounds) : kernel_of<false>(pairs, rounds);
+  return launch(ctx, kernel, grid, 32 * WARPS, 0, stream, qkv, *rope, positions, slot_mapping, num_heads, *kv,
+                reinterpret_cast<__nv_bfloat16 *>(q));
 }
 
 int aisp_copy_blocks(const aisp_ctx *ctx, const aisp_kv_layer *kv, const int32_t *pairs, int32_t num_pairs, aisp_stream stream) {

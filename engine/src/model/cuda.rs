@@ -11,11 +11,10 @@ use std::sync::Arc;
 
 use aisp_kernels::Arithmetic;
 use aisp_kernels::cuda::{
-    CudaError, CudaKv, DecodeAttention, DeviceBuffer, DeviceSlice, DeviceWeight, Fp8Groups, GemmInput, Gpu, Heads,
+    CudaError, CudaKv, DecodeAttention, DeviceBuffer, DeviceSlice, DeviceWeight, Fp8Groups, GemmInput, Gpu,
     LINEAR_MAX_ROWS, LinearInput, LinearOutput, NextNorm, PrefillAttention, Rope, RopeNorms, Rows, WeightFormat,
 };
 use aisp_kernels::linear::LinearWork;
-use half::bf16;
 use products::{Gemms, LayerGemms};
 
 use super::config::ModelConfig;
@@ -174,39 +173,33 @@ impl CudaDecoder {
         for (index, layer) in self.layers.iter().enumerate() {
             // What the embedding leaves and what the head reads is bf16 in any case.
             let (first, last) = (index == 0, index + 1 == self.layers.len());
-            let qkv = self.qkv((rows, shape.is_decode()), layer, (products, codes.filter(|_| !first)), w)?;
-            self.attend(shape, at, kv, (index, qkv), w)?;
+            self.qkv(rows, layer, (products, codes.filter(|_| !first)), w)?;
+            self.attend(shape, at, kv, index, w)?;
             self.mlp(rows, index, products, codes.filter(|_| !last), w)?;
         }
         Ok(())
     }
 
-    /// Queries, keys and values of the rows, which are `codes` where there are such; all rows are decodes, or some are of
-    /// prompts.
-    fn qkv<'a>(
+    /// Queries, keys and values of the rows, which are `codes` where there are such.
+    fn qkv(
         &self,
-        (rows, is_decode): (usize, bool),
+        rows: usize,
         layer: &Layer,
         (products, codes): (Products, Option<Fp8Groups<'_>>),
-        w: &'a Workspace,
-    ) -> Result<Heads<'a>, EngineError> {
-        if let Some((of_layer, gemms)) = self.library(products).filter(|_| layer.is_qkv_for_library()) {
-            let x = w.for_product(products, &w.x);
-            if is_decode {
-                gemms.multiply(rows, (&of_layer.qkv, &layer.qkv_proj), x, w.qkv.all())?;
-                return Ok(Heads::F32(w.qkv.all()));
+        w: &Workspace,
+    ) -> Result<(), EngineError> {
+        match self.library(products) {
+            Some((of_layer, gemms)) if layer.is_qkv_for_library() => {
+                gemms.multiply(rows, (&of_layer.qkv, &layer.qkv_proj), w.for_product(products, &w.x), w.qkv.all())?;
+                Ok(())
             }
-            let out = w.qkv.all().reused_as::<bf16>();
-            gemms.multiply(rows, (&of_layer.prompt_qkv, &layer.qkv_proj), x, out)?;
-            return Ok(Heads::Bf16(out));
+            _ => self.by_parts(products, rows, |start, len| {
+                let raw = !products.are_library();
+                let input = LinearInput { bias: layer.qkv_bias.as_ref(), codes, ..self.normed(w, start, raw) };
+                let out = LinearOutput::F32(w.rows_of(&w.qkv, start));
+                self.linear(products, &layer.qkv_proj, len, input, out) // [T, H] -> [T, (NH + 2 KVH) * D]
+            }),
         }
-        self.by_parts(products, rows, |start, len| {
-            let raw = !products.are_library();
-            let input = LinearInput { bias: layer.qkv_bias.as_ref(), codes, ..self.normed(w, start, raw) };
-            let out = LinearOutput::F32(w.rows_of(&w.qkv, start));
-            self.linear(products, &layer.qkv_proj, len, input, out) // [T, H] -> [T, (NH + 2 KVH) * D]
-        })?;
-        Ok(Heads::F32(w.qkv.all()))
     }
 
     /// Output projection and feed-forward layer, which leaves `next_codes` where they are wanted.
@@ -313,7 +306,7 @@ impl CudaDecoder {
         shape: &StepShape,
         at: &StepAddresses<'_>,
         kv: &CudaKv,
-        (layer, qkv): (usize, Heads<'_>),
+        layer: usize,
         w: &Workspace,
     ) -> Result<(), EngineError> {
         let (num_heads, sliding_window) = (self.config.num_heads, self.config.sliding_window);
@@ -333,11 +326,11 @@ impl CudaDecoder {
             next_is_small: self.layers[layer].o_proj.is_small(),
             adaptive_splits: self.adaptive_splits,
         };
-        if let (0, Heads::F32(qkv)) = (shape.num_prefills, qkv) {
-            self.gpu.rope_decode_attention(qkv, rope, tables, kv, layer, decode)?;
+        if shape.num_prefills == 0 {
+            self.gpu.rope_decode_attention(w.qkv.all(), rope, tables, kv, layer, decode)?;
             return Ok(());
         }
-        self.gpu.rope_store(qkv, rope, tables, shape.num_rows, num_heads, kv, layer, w.q.all())?;
+        self.gpu.rope_store(w.qkv.all(), rope, tables, shape.num_rows, num_heads, kv, layer, w.q.all())?;
         if shape.num_decodes > 0 {
             self.gpu.decode_attention(kv, layer, decode)?;
         }

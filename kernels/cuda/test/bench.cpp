@@ -1,6 +1,6 @@
 // Times: the card's ceilings, linears by shape and format, and whole decode steps in one graph.
 // Usage: bench [ceilings] [linear] [step] [prefill] [attention]; MODELS="8b 1b 135m", FORMATS, BATCHES, CONTEXTS narrow the steps,
-// KV="bf16 fp8 fp4" the attention.
+// KV="bf16 fp8 fp4" the attention; SPLITS="0 -1 8" are splits of decode attention to try.
 // Weights rotate over more memory than the L2 holds. Bytes are those that must move once; the floor is
 // bytes over the read rate measured first.
 #include <map>
@@ -261,11 +261,10 @@ struct Step {
     return with_splits({q.ptr, attention.ptr, tables.ptr, max_blocks, lens.ptr, batch, m.s.heads, max_context, 0, 1 / std::sqrt((float)m.s.dim), workspace.ptr, small},
                        pools[l].view(), num_splits);
   }
-  bool qkv_in_bf16 = false; // as the engine has it of prompts
   void turn(int l) {
     const aisp_kv_layer layer = pools[l].view();
     const aisp_rope turn = rope();
-    CK(aisp_rope_store(CTX, qkv.ptr, qkv_in_bf16 ? AISP_BF16 : AISP_F32, &turn, positions.ptr, slots.ptr, (int)ids.count, m.s.heads, &layer, q.ptr, STREAM));
+    CK(aisp_rope_store(CTX, qkv.ptr, AISP_F32, &turn, positions.ptr, slots.ptr, (int)ids.count, m.s.heads, &layer, q.ptr, STREAM));
   }
   void attend_turned(int l) {
     const aisp_kv_layer layer = pools[l].view();
@@ -345,8 +344,7 @@ struct Step {
     const int rows = (int)ids.count;
     fp8 = m.qkv[0].format == AISP_FP8;
     if (fp8) codes = Device<uint8_t>((size_t)rows * std::max(m.s.inner, m.s.hidden));
-    qkv_in_bf16 = rows != batch && !std::getenv("QKV_F32");
-    tune(&plans.qkv, qkv_in_bf16 ? AISP_GEMM_BF16 : AISP_GEMM_F32, m.qkv[0], x.ptr, qkv.ptr, rows);
+    tune(&plans.qkv, AISP_GEMM_F32, m.qkv[0], x.ptr, qkv.ptr, rows);
     tune(&plans.o, AISP_GEMM_ADD, m.o[0], attention.ptr, residual.ptr, rows);
     tune(&plans.gate_up, AISP_GEMM_BF16, m.gate_up[0], x.ptr, gate_up.ptr, rows);
     tune(&plans.down, AISP_GEMM_ADD, m.down[0], gated.ptr, residual.ptr, rows);
@@ -411,10 +409,10 @@ static void bench_step() {
             const bool codes = linear == linear_of_codes;
             step.product = codes ? aisp_wide_linear : linear;
             for (int splits : numbers_of_splits(batch, context)) {
-              step.num_splits = splits;
-              ms = time_graph([&] { step.fused(codes); }, 9, &nodes) / 1000;
-              std::printf("%s %s batch %d context %d: %s, %d splits, %.3f ms, floor %.3f, share %.2f, %zu nodes, KV %.2f GB\n", shape.name,
-                          format_name.c_str(), batch, context, name, splits, ms, floor_ms, floor_ms / ms, nodes, kv_bytes / 1e9);
+            step.num_splits = splits;
+            ms = time_graph([&] { step.fused(codes); }, 9, &nodes) / 1000;
+            std::printf("%s %s batch %d context %d: %s, %d splits, %.3f ms, floor %.3f, share %.2f, %zu nodes, KV %.2f GB\n", shape.name,
+                        format_name.c_str(), batch, context, name, splits, ms, floor_ms, floor_ms / ms, nodes, kv_bytes / 1e9);
             }
           }
           if (format_name == "bf16" && batch > 8 && aisp_ctx_has_cublaslt(CTX)) {

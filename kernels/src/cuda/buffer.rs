@@ -137,11 +137,6 @@ impl<'a, T> DeviceSlice<'a, T> {
         self.len
     }
 
-    /// The same memory as values of another type; whoever reads them wrote them as such.
-    pub fn reused_as<U>(&self) -> DeviceSlice<'a, U> {
-        DeviceSlice { ptr: self.ptr, len: self.len * size_of::<T>() / size_of::<U>(), values: PhantomData }
-    }
-
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0

@@ -27,7 +27,7 @@ pub use graph::Graph;
 pub use kv::{CudaKv, CudaKvShape, CudaKvType};
 pub use libraries::open_candle_libraries;
 pub use linear::{FP8_GROUP, Fp8Groups, LINEAR_MAX_ROWS, LinearInput, LinearOutput, NextNorm, Rows};
-pub use ops::{DecodeAttention, Heads, PrefillAttention, Rope, RopeNorms, decode_workspace_bytes};
+pub use ops::{DecodeAttention, PrefillAttention, Rope, RopeNorms, decode_workspace_bytes};
 pub use probe::probe;
 pub use sampling::{DrawTables, MAX_DRAWN_VOCAB, argmax_workspace_bytes};
 pub use staging::Staging;

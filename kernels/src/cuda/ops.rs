@@ -93,15 +93,6 @@ impl DecodeAttention<'_> {
     }
 }
 
-/// Queries, keys and values as a product left them.
-#[derive(Debug, Clone, Copy)]
-pub enum Heads<'a> {
-    /// f32 values.
-    F32(DeviceSlice<'a, f32>),
-    /// bf16 values.
-    Bf16(DeviceSlice<'a, bf16>),
-}
-
 /// Several queries a sequence.
 #[derive(Debug, Clone, Copy)]
 pub struct PrefillAttention<'a> {
@@ -277,7 +268,7 @@ impl Gpu {
     #[expect(clippy::too_many_arguments, reason = "the operands of one kernel")]
     pub fn rope_store(
         &self,
-        qkv: Heads<'_>,
+        qkv: DeviceSlice<'_, f32>,
         rope: (&Rope, Option<RopeNorms<'_>>),
         (positions, slots): (DeviceSlice<'_, i32>, DeviceSlice<'_, i32>),
         num_tokens: usize,
@@ -289,11 +280,7 @@ impl Gpu {
         const OP: &str = "rope and store";
         let shape = kv.shape();
         let heads = num_heads + 2 * shape.num_kv_heads;
-        let values = num_tokens * heads * shape.head_dim;
-        let (qkv, format) = match qkv {
-            Heads::F32(qkv) => (qkv.at_least(OP, "qkv", values)?.cast_const().cast(), ffi::F32),
-            Heads::Bf16(qkv) => (qkv.at_least(OP, "qkv", values)?.cast_const().cast(), ffi::BF16),
-        };
+        let qkv = qkv.at_least(OP, "qkv", num_tokens * heads * shape.head_dim)?;
         let positions = positions.at_least(OP, "positions", num_tokens)?;
         let slots = slots.at_least(OP, "slots", num_tokens)?;
         let q = q.at_least(OP, "q", num_tokens * num_heads * shape.head_dim)?;
@@ -303,8 +290,8 @@ impl Gpu {
         let code = unsafe {
             ffi::aisp_rope_store(
                 self.ctx(),
-                qkv,
-                format,
+                qkv.cast_const().cast(),
+                ffi::F32,
                 &raw,
                 positions,
                 slots,

@@ -56,6 +56,47 @@ impl SwitchLab {
     }
 }
 
+impl SwitchLab {
+    /// Requests and bounds under which the switch shows.
+    fn load(self, device: DeviceKind) -> (fn(u64) -> RequestMix, EngineSettings) {
+        let slot = self.0.spec().slot;
+        let settings = EngineSettings {
+            dense_weights: matches!(slot, Slot::WeightType | Slot::ActivationType),
+            common_beginning: slot == Slot::PrefixReuse,
+            ..EngineSettings::default()
+        };
+        let of_size = |max_num_seqs: usize, max_model_len: usize| EngineSettings {
+            max_num_seqs,
+            max_model_len,
+            num_kv_tokens: max_num_seqs * max_model_len,
+            ..settings
+        };
+        // Steps so small that prompts do not fit into one: else there is nothing to cut.
+        let within = |max_num_batched_tokens: usize, settings: EngineSettings| match slot {
+            Slot::Prefill => EngineSettings { max_num_batched_tokens, ..settings },
+            _ => settings,
+        };
+        match (slot, device) {
+            (Slot::KvLayout, _) => (unknown_lengths, of_size(8, 576)),
+            (Slot::DecodeSplits, _) => (long_contexts, EngineSettings { gate: GatePass::RowByRow, ..of_size(64, 640) }),
+            // What shows only where many rows are computed at once.
+            (
+                Slot::Scheduler
+                | Slot::Prefill
+                | Slot::KvType
+                | Slot::Products
+                | Slot::WideProducts
+                | Slot::ActivationType,
+                DeviceKind::Cuda,
+            ) => {
+                let scarce = EngineSettings { num_kv_tokens: 64 * 192, ..of_size(64, 384) };
+                (requests_for_a_card, within(256, EngineSettings { gate: GatePass::Apart, ..scarce }))
+            }
+            _ => (mixed_requests, within(64, settings)),
+        }
+    }
+}
+
 impl Lab for SwitchLab {
     fn info(&self) -> LabInfo {
         let spec = self.0.spec();
@@ -81,55 +122,9 @@ impl Lab for SwitchLab {
         if self.0.spec().slot == Slot::Loading {
             return Ok(Box::new(StartExperiment::new(context, self.0)?));
         }
-        let dense_weights = matches!(self.0.spec().slot, Slot::WeightType | Slot::ActivationType);
-        let common_beginning = self.0.spec().slot == Slot::PrefixReuse;
-        if self.0.spec().slot == Slot::KvLayout {
-            let (max_num_seqs, max_model_len) = (8, 576);
-            let num_kv_tokens = max_num_seqs * max_model_len;
-            let settings = EngineSettings { max_num_seqs, max_model_len, num_kv_tokens, ..EngineSettings::default() };
-            return Ok(Box::new(EngineExperiment::new(
-                context,
-                unknown_lengths,
-                settings,
-                self.arms(context.device.kind()),
-            )?));
-        }
-        if self.0.spec().slot == Slot::DecodeSplits {
-            let (max_num_seqs, max_model_len) = (64, 640);
-            let num_kv_tokens = max_num_seqs * max_model_len;
-            let gate = GatePass::RowByRow;
-            let settings =
-                EngineSettings { max_num_seqs, max_model_len, num_kv_tokens, gate, ..EngineSettings::default() };
-            let arms = self.arms(context.device.kind());
-            return Ok(Box::new(EngineExperiment::new(context, long_contexts, settings, arms)?));
-        }
-        let settings = EngineSettings { dense_weights, common_beginning, ..EngineSettings::default() };
-        let arms = self.arms(context.device.kind());
-        // Steps so small that prompts do not fit into one: else there is nothing to cut.
-        let cuts = self.0.spec().slot == Slot::Prefill;
-        let experiment = match context.device.kind() {
-            DeviceKind::Cpu => {
-                let max_num_batched_tokens = if cuts { 64 } else { 2048 };
-                let settings = EngineSettings { max_num_batched_tokens, ..settings };
-                EngineExperiment::new(context, mixed_requests, settings, arms)?
-            }
-            // candle's baseline is too slow for more.
-            DeviceKind::Cuda if matches!(self.0.spec().slot, Slot::Attention | Slot::Linear | Slot::Pointwise) => {
-                EngineExperiment::new(context, mixed_requests, settings, arms)?
-            }
-            DeviceKind::Cuda => {
-                let settings = EngineSettings {
-                    max_num_seqs: 64,
-                    max_num_batched_tokens: if cuts { 256 } else { 2048 },
-                    max_model_len: 384,
-                    num_kv_tokens: 64 * 192,
-                    gate: GatePass::Apart,
-                    ..settings
-                };
-                EngineExperiment::new(context, requests_for_a_card, settings, arms)?
-            }
-        };
-        Ok(Box::new(experiment))
+        let device = context.device.kind();
+        let (mix, settings) = self.load(device);
+        Ok(Box::new(EngineExperiment::new(context, mix, settings, self.arms(device))?))
     }
 }
 

@@ -1,7 +1,5 @@
 //! Which kernels compute the products of a step: timed once, when the model is loaded.
 
-use half::bf16;
-
 use super::{CudaDecoder, Layer, Workspace};
 use crate::error::EngineError;
 use crate::optimizations::Optimization;
@@ -60,10 +58,7 @@ pub(super) struct Gemms {
 
 /// One plan a shape of weights of a layer.
 pub(super) struct LayerGemms {
-    /// In f32, for steps of decodes.
     pub(super) qkv: Gemm,
-    /// In bf16, half the bytes, for steps with prompts.
-    pub(super) prompt_qkv: Gemm,
     pub(super) o: Gemm,
     pub(super) gate_up: Gemm,
     pub(super) down: Gemm,
@@ -143,7 +138,6 @@ impl CudaDecoder {
     fn layer_gemms(&self, layer: &Layer, operands: GemmOperands) -> Result<LayerGemms, CudaError> {
         Ok(LayerGemms {
             qkv: self.gemm(&layer.qkv_proj, operands, GemmOutput::F32)?,
-            prompt_qkv: self.gemm(&layer.qkv_proj, operands, GemmOutput::Bf16)?,
             o: self.gemm(&layer.o_proj, operands, GemmOutput::Add)?,
             gate_up: self.gemm(&layer.gate_up_proj, operands, GemmOutput::Bf16)?,
             down: self.gemm(&layer.down_proj, operands, GemmOutput::Add)?,
@@ -209,11 +203,9 @@ impl CudaDecoder {
         // In a step no weight is in the cache.
         let flush = DeviceBuffer::<u8>::zeroed(&self.gpu, 2 * self.gpu.info().l2_bytes, FLUSH)?;
         for rows in TIMED_ROWS.into_iter().filter(|rows| *rows <= w.max_rows) {
-            for LayerGemms { qkv, prompt_qkv, o, gate_up, down } in [&mut *bf16, &mut *fp8].into_iter().flatten() {
+            for LayerGemms { qkv, o, gate_up, down } in [&mut *bf16, &mut *fp8].into_iter().flatten() {
                 let x = qkv.input(rows, w.x.all(), w.rounded())?;
                 qkv.tune(rows, x, &layer.qkv_proj, scratch, w.qkv.all(), flush.all())?;
-                let (x, out) = (prompt_qkv.input(rows, w.x.all(), w.rounded())?, w.qkv.all().reused_as::<bf16>());
-                prompt_qkv.tune(rows, x, &layer.qkv_proj, scratch, out, flush.all())?;
                 let x = o.input(rows, w.attention.all(), w.rounded())?;
                 o.tune(rows, x, &layer.o_proj, scratch, w.residual.all(), flush.all())?;
                 let x = gate_up.input(rows, w.x.all(), w.rounded())?;
@@ -237,7 +229,7 @@ impl CudaDecoder {
             start.record()?;
             for (index, layer) in self.layers.iter().enumerate().take(TIMED_LAYERS) {
                 let codes = w.x_codes(products);
-                self.qkv((rows, true), layer, (products, codes), w)?;
+                self.qkv(rows, layer, (products, codes), w)?;
                 self.mlp(rows, index, products, codes, w)?;
             }
             end.record()?;
