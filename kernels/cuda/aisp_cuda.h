@@ -281,8 +281,8 @@ int aisp_rope_store(const aisp_ctx *ctx, const void *qkv, int32_t qkv_format, co
 // Decode attention: one query token a sequence, which stands at position context_lens[s] - 1 and is stored already.
 // out bf16 [S, NH, D] = softmax(scale q K^T) V over the last min(context, sliding_window) positions.
 // A sequence with context_lens 0 (padding of a bucket) gives zeros. block_tables i32 [S, max_blocks].
-// Splits are AISP_SPLIT_SIZE positions, aligned to absolute positions, added in order: batch-invariant. Or equal parts, whole
-// blocks of 4 warps, of what is seen of a context: as many as num_splits says, which aisp_decode_splits knows from the batch.
+// Splits are AISP_SPLIT_SIZE positions, aligned to absolute positions, added in order: batch-invariant. Or a context is cut into
+// equal parts of a multiple of 64 positions; how many suit a batch is known to aisp_decode_splits.
 // `max_context_len` is the largest context the grid must cover (a graph captures it: use the bucket's limit);
 // splits beyond a sequence's context leave at once. With AISP_CTX_PDL, tables (block_tables, context_lens, positions, slots, those of rope)
 // are read while kernels launched before still run, and so are all blocks before the newest position's: since the last
@@ -302,7 +302,8 @@ typedef struct {
   float scale;
   void *workspace;
   int32_t next_is_small;       // the next kernel moves few bytes: under AISP_CTX_PDL it may be launched at once
-  int32_t num_splits;          // 0, or at most so many splits of equal size; num_seqs times as many are at most 1024, or as many as of fixed size
+  // 0: splits of AISP_SPLIT_SIZE; n: at most n equal parts, where n num_seqs <= max(1024, num_seqs ceil(max_context_len / AISP_SPLIT_SIZE)).
+  int32_t num_splits;
 } aisp_decode_args;
 size_t aisp_decode_workspace_bytes(int32_t max_seqs, int32_t num_heads, int32_t head_dim, int32_t max_context_len);
 // The number of splits of equal size that is fastest for so many sequences on this card; args->num_splits is not read.

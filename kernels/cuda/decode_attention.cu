@@ -207,7 +207,7 @@ int raise_turning_limit_of() {
   };
   if (cudaFuncSetAttribute(rope_decode_attention_kernel<D, KV, RING, ALL_AT_ONCE>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1))
     cudaGetLastError(); // cards without clusters
-  for (int cluster : {MAX_CLUSTER, ANY_CLUSTER}) {
+  for (int cluster = MAX_CLUSTER; cluster > 1; cluster--) {
     const int code = raise(clustered_bytes<D, KV, RING>(cluster));
     if (code != cudaErrorInvalidValue) return code;
     cudaGetLastError(); // the card has too little for the blocks of such a cluster
@@ -284,7 +284,7 @@ int32_t aisp_decode_splits(const aisp_ctx *ctx, const aisp_kv_layer *kv, const a
     });
   });
   load.blocks_per_sm = std::max(load.blocks_per_sm, 1);
-  return splits_for(load);
+  return num_splits_for(load);
 }
 
 int aisp_decode_attention(const aisp_ctx *ctx, const aisp_kv_layer *kv, const aisp_decode_args *args, aisp_stream stream) {

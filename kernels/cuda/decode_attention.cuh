@@ -31,7 +31,7 @@ struct Call {
   int max_splits;
 };
 
-// Positions of a split of so many.
+// Positions of a split where a context has so many.
 __host__ __device__ inline int split_size(const aisp_decode_args &args, int positions) {
   if (args.num_splits == 0) return AISP_SPLIT_SIZE;
   const int units = (positions + SPLIT_UNIT - 1) / SPLIT_UNIT;
@@ -58,7 +58,7 @@ struct Gathered {
   float2 o[NT * 8 * D / 2];
 };
 
-// That a context has in all splits at most.
+// Most positions that all splits of a context hold.
 inline int most_positions(const aisp_decode_args &args) {
   const int window = args.sliding_window > 0 ? args.sliding_window + AISP_BLOCK_SIZE - 1 : args.max_context_len;
   return window < args.max_context_len ? window : args.max_context_len;
@@ -72,7 +72,7 @@ struct Splits {
 __device__ inline Splits splits_of(const aisp_decode_args &args, int context) {
   const int first = args.sliding_window > 0 && context > args.sliding_window ? context - args.sliding_window : 0;
   if (args.num_splits == 0) return {first / AISP_SPLIT_SIZE, (context + AISP_SPLIT_SIZE - 1) / AISP_SPLIT_SIZE, first, 0, AISP_SPLIT_SIZE};
-  const int origin = first / AISP_BLOCK_SIZE * AISP_BLOCK_SIZE, size = split_size(args, context - origin);
+  const int origin = first / AISP_BLOCK_SIZE * AISP_BLOCK_SIZE, size = max(split_size(args, context - origin), SPLIT_UNIT);
   return {0, (context - origin + size - 1) / size, first, origin, size};
 }
 

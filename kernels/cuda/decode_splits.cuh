@@ -30,7 +30,7 @@ inline double time_of(const Load &load, int64_t splits) {
 }
 
 // Of a few sequences so many that all blocks of a warp come at once, or that their splits meet in a cluster; else the fastest.
-inline int splits_for(const Load &load) {
+inline int num_splits_for(const Load &load) {
   constexpr int SHORT = 2 * SPLIT_UNIT, IN_RING = 4 * SPLIT_UNIT, LONG = 16 * SPLIT_UNIT;
   const int64_t in_ring = ceil_div(load.positions, IN_RING), room = load.sm_count / load.walks;
   if (in_ring == 1) return 1;

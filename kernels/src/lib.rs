@@ -1,7 +1,8 @@
 //! Compute ops of a decoder: for each a plain baseline in candle ops, a reference in f64 and a cost model.
 //!
 //! Invariant: ops are batch-invariant. The value computed for a row never depends on which rows stand beside it, nor
-//! on how a prompt was cut. Where a candle op breaks this, the wrapper here says how it is mended.
+//! on how a prompt was cut. Where a candle op breaks this, the wrapper here says how it is mended; what breaks it on a GPU
+//! for speed (products by wgmma and cuBLASLt, adaptive splits) is asked for by name.
 //!
 //! This crate knows tensors; it must not know models, schedulers or requests.
 //!

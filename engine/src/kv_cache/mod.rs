@@ -65,7 +65,7 @@ pub struct BlockCopy {
 /// Computed tokens that several sequences have in common. The defaults share nothing.
 pub trait BlockSharing {
     /// Gives a new sequence the blocks of the longest known beginning of its tokens, and returns how many tokens that
-    /// is: at most all but the last. [`KvCacheManager::release`] takes them back.
+    /// is: at most all but the last two. [`KvCacheManager::release`] takes them back.
     fn attach_prefix(&mut self, _id: RequestId, _tokens: &[TokenId], _salt: Option<&Arc<str>>) -> usize {
         0
     }

@@ -157,7 +157,7 @@ impl Optimization {
                 conflicts: &[],
                 devices: Devices::All,
                 in_all: true,
-                engages_when: "a prompt begins with 16 tokens or more of an earlier one",
+                engages_when: "a prompt begins with 16 tokens or more of an earlier one, and two follow",
                 counts: "prompt tokens found",
                 source: "vLLM automatic prefix caching; RadixAttention, arXiv 2312.07104",
             },

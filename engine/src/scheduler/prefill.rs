@@ -32,7 +32,8 @@ impl PrefillPolicy for WholePrompt {
 }
 
 /// Optimized: what fits. Beside running answers a step takes at most `chunk_tokens`, which bounds how long it keeps them
-/// waiting. Source: arXiv 2403.02310.
+/// waiting. A GPU computes a single token by the kernel of answers, whose bits are others than those of prompts: no part is
+/// one, and none is left, but in a step that has room for no more. Source: arXiv 2403.02310.
 #[derive(Debug, Clone, Copy)]
 pub struct ChunkedPrefill {
     /// Prompt tokens of a step in which answers run as well.
@@ -47,6 +48,11 @@ impl PrefillPolicy for ChunkedPrefill {
         };
         // A step full of answers still takes one prompt token, so that no prompt waits for ever.
         let least = usize::from(state.num_prefill_tokens == 0);
-        state.num_uncomputed_tokens.min(state.budget_left.min(beside_answers).max(least))
+        let fits = state.num_uncomputed_tokens.min(state.budget_left.min(beside_answers).max(least));
+        match state.num_uncomputed_tokens - fits {
+            1 if fits > 2 => fits - 1,
+            1.. if fits == 1 && state.num_prefill_tokens > 0 => 0,
+            _ => fits,
+        }
     }
 }

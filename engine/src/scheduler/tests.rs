@@ -95,6 +95,24 @@ proptest! {
 }
 
 #[test]
+fn no_single_token_of_a_prompt_is_left_over() {
+    for (len, budget_left) in (2..200).flat_map(|len| (3..40).map(move |budget| (len, budget))) {
+        let policy = ChunkedPrefill { chunk_tokens: 16 };
+        let mut left = len;
+        while left > 0 {
+            let state =
+                PrefillState { num_uncomputed_tokens: left, budget_left, num_prefill_tokens: 0, num_decodes: left % 2 };
+            let part = policy.num_new_tokens(state);
+            assert!((2..=budget_left.min(left)).contains(&part), "{part} of {left} with room for {budget_left}");
+            // Behind another prompt it waits instead.
+            let behind = policy.num_new_tokens(PrefillState { num_prefill_tokens: 5, budget_left: 1, ..state });
+            assert_eq!(behind, 0, "{left} left");
+            left -= part;
+        }
+    }
+}
+
+#[test]
 fn a_short_answer_need_not_wait_for_a_long_one() {
     let config = SchedulerConfig { max_num_seqs: 2, max_num_batched_tokens: 64 };
     let load = Load { requests: vec![(4, 100, 0), (4, 2, 0), (4, 2, 1)], config };

@@ -1,6 +1,6 @@
 // Times: the card's ceilings, linears by shape and format, and whole decode steps in one graph.
 // Usage: bench [ceilings] [linear] [step] [prefill] [attention]; MODELS="8b 1b 135m", FORMATS, BATCHES, CONTEXTS narrow the steps,
-// KV="bf16 fp8 fp4" the attention; SPLITS="0 -1 8" are splits of decode attention to try.
+// KV="bf16 fp8 fp4" the attention, and BATCHES and CONTEXTS, if both are said; SPLITS="0 -1 8" are splits of decode attention to try.
 // Weights rotate over more memory than the L2 holds. Bytes are those that must move once; the floor is
 // bytes over the read rate measured first.
 #include <map>
@@ -409,10 +409,10 @@ static void bench_step() {
             const bool codes = linear == linear_of_codes;
             step.product = codes ? aisp_wide_linear : linear;
             for (int splits : numbers_of_splits(batch, context)) {
-            step.num_splits = splits;
-            ms = time_graph([&] { step.fused(codes); }, 9, &nodes) / 1000;
-            std::printf("%s %s batch %d context %d: %s, %d splits, %.3f ms, floor %.3f, share %.2f, %zu nodes, KV %.2f GB\n", shape.name,
-                        format_name.c_str(), batch, context, name, splits, ms, floor_ms, floor_ms / ms, nodes, kv_bytes / 1e9);
+              step.num_splits = splits;
+              ms = time_graph([&] { step.fused(codes); }, 9, &nodes) / 1000;
+              std::printf("%s %s batch %d context %d: %s, %d splits, %.3f ms, floor %.3f, share %.2f, %zu nodes, KV %.2f GB\n", shape.name,
+                          format_name.c_str(), batch, context, name, splits, ms, floor_ms, floor_ms / ms, nodes, kv_bytes / 1e9);
             }
           }
           if (format_name == "bf16" && batch > 8 && aisp_ctx_has_cublaslt(CTX)) {

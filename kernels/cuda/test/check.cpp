@@ -632,7 +632,7 @@ static void check_rope_decode(const DecodeCase &c, Pool &pool, const std::vector
     const auto alone = run(true, s, 1);
     expect_same_bits(alone.data() + s * row, parts.data() + s * row, row, name + " turned in it, alone");
   }
-  for (int num_splits : {1, 7, 16}) { // of streams, of clusters, of a block a warp
+  for (int num_splits : {1, 7, 8, 16}) { // of streams, alone and in clusters; with all of a warp's blocks at once, four and two
     const auto apart = run(false, 0, S, num_splits);
     const std::string split = name + " turned in it, " + std::to_string(num_splits) + " splits";
     expect_same_bits(run(true, 0, S, num_splits).data(), apart.data(), apart.size(), split);
@@ -695,6 +695,13 @@ static void check_decode() {
     }
     const auto again = run(0, S, 4096, pool.dtables.ptr);
     expect_same_bits(again.data(), whole.data(), whole.size(), name + " again, larger grid");
+    for (int batch = 1; batch <= 512; batch *= 2)
+      for (int context : {1, 64, 256, 1000, 1024, 4096, 8704, 131072}) { // what is chosen has room
+        const aisp_decode_args args = {nullptr, nullptr, nullptr, 0, nullptr, batch, c.heads, context, c.window};
+        const int splits = aisp_decode_splits(CTX, &kv, &args);
+        const bool fits = splits >= 1 && (int64_t)splits * batch <= std::max<int64_t>(1024, (int64_t)batch * ((context + 255) / 256));
+        if (!fits) expect(false, name + ", splits of batch " + std::to_string(batch) + " context " + std::to_string(context), splits, 1024);
+      }
     for (int num_splits : {1, 3, 8, 20}) {
       const std::string split = name + ", " + std::to_string(num_splits) + " splits";
       const auto parts = run(0, S, most, pool.dtables.ptr, num_splits);

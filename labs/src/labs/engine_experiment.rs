@@ -27,7 +27,8 @@ pub enum GatePass {
     Timed,
     /// One after it over the first prompts: a GPU computes faster than it hands logits over.
     Apart,
-    /// One by an engine that computes prompts row by row, as it does answers.
+    /// One by an engine that computes prompts row by row, as it does answers; of one prompt at a time, so that what depends
+    /// on the batch is left to the engine's tests.
     RowByRow,
 }
 
@@ -132,7 +133,7 @@ pub fn tolerance(exactness: Exactness) -> Tolerance {
     let logprobs =
         |allowed, reason: &str| Tolerance { measure: Measure::MeanDifference, allowed, reason: reason.to_owned() };
     // The engine's own tests hold every switch to the bounds of the registry, over all logits; these here are for what
-    // a lab sees of the timed run: the probability of one token a position.
+    // a lab sees of its run, timed or apart: the probability of one token a position.
     match exactness {
         Exactness::Bitwise | Exactness::SameTokens => Tolerance::exact("the greedy tokens of every request"),
         Exactness::Tolerance => {

@@ -54,9 +54,7 @@ impl SwitchLab {
             EngineArm { name: spec.name.to_owned(), selection: with },
         ]
     }
-}
 
-impl SwitchLab {
     /// Requests and bounds under which the switch shows.
     fn load(self, device: DeviceKind) -> (fn(u64) -> RequestMix, EngineSettings) {
         let slot = self.0.spec().slot;
@@ -71,7 +69,7 @@ impl SwitchLab {
             num_kv_tokens: max_num_seqs * max_model_len,
             ..settings
         };
-        // Steps so small that prompts do not fit into one: else there is nothing to cut.
+        // Steps so small that prompts that wait do not fit into one: else there is nothing to cut.
         let within = |max_num_batched_tokens: usize, settings: EngineSettings| match slot {
             Slot::Prefill => EngineSettings { max_num_batched_tokens, ..settings },
             _ => settings,
