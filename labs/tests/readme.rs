@@ -37,7 +37,7 @@ fn table() -> String {
             table,
             "\nMeasured by `aisp bench stacking` on {workload}, noise ±{:.1} %; on an H200 by `aisp bench run --device cuda \
              --targets switch:NAME`, each alone beside what it needs, over dummy:llama-3.2-1b ([expectations/h200](expectations/h200) \
-             has the commands).",
+             has commands and commits).",
             noise * 100.0
         )
         .unwrap();
