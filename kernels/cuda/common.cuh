@@ -75,25 +75,34 @@ struct Launch {
   // another share cannot start beside its predecessor: short ones in a row should agree.
   bool most_shared = false;
 };
+// The same for the runtime, with attributes to be added.
+struct LaunchConfig {
+  cudaLaunchConfig_t config = {};
+  cudaLaunchAttribute attributes[3] = {};
+
+  explicit LaunchConfig(const Launch &as) {
+    config.gridDim = as.grid;
+    config.blockDim = as.block;
+    config.dynamicSmemBytes = as.shared_bytes;
+    config.attrs = attributes;
+  }
+  LaunchConfig(const LaunchConfig &) = delete; // it points into itself
+  cudaLaunchAttributeValue &add(cudaLaunchAttributeID id) {
+    attributes[config.numAttrs].id = id;
+    return attributes[config.numAttrs++].val;
+  }
+  void add_cluster(int blocks) { add(cudaLaunchAttributeClusterDimension).clusterDim = {(unsigned)blocks, 1, 1}; }
+};
 // Launches with the programmatic attribute when the context asks for it: the kernel may then start while its
 // predecessor drains, and must call pdl_wait() before it reads what that one wrote.
 template <typename... P, typename... A>
 int launch_as(const aisp_ctx *ctx, const Launch &as, void (*kernel)(P...), aisp_stream stream, A &&...args) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = as.grid;
-  config.blockDim = as.block;
-  config.dynamicSmemBytes = as.shared_bytes;
-  config.stream = static_cast<cudaStream_t>(stream);
-  cudaLaunchAttribute attributes[3] = {};
-  auto add = [&](cudaLaunchAttributeID id) -> cudaLaunchAttributeValue & {
-    attributes[config.numAttrs].id = id;
-    return attributes[config.numAttrs++].val;
-  };
-  if (ctx->pdl) add(cudaLaunchAttributeProgrammaticStreamSerialization).programmaticStreamSerializationAllowed = 1;
-  if (as.cluster > 1) add(cudaLaunchAttributeClusterDimension).clusterDim = {(unsigned)as.cluster, 1, 1};
-  if (as.most_shared) add(cudaLaunchAttributePreferredSharedMemoryCarveout).sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
-  config.attrs = attributes;
-  return cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
+  LaunchConfig with(as);
+  with.config.stream = static_cast<cudaStream_t>(stream);
+  if (ctx->pdl) with.add(cudaLaunchAttributeProgrammaticStreamSerialization).programmaticStreamSerializationAllowed = 1;
+  if (as.cluster > 1) with.add_cluster(as.cluster);
+  if (as.most_shared) with.add(cudaLaunchAttributePreferredSharedMemoryCarveout).sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+  return cudaLaunchKernelEx(&with.config, kernel, static_cast<P>(args)...);
 }
 template <typename... P, typename... A>
 int launch(const aisp_ctx *ctx, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, aisp_stream stream,
@@ -101,22 +110,12 @@ int launch(const aisp_ctx *ctx, void (*kernel)(P...), dim3 grid, dim3 block, siz
   return launch_as(ctx, {grid, block, shared_bytes}, kernel, stream, static_cast<P>(args)...);
 }
 
-// Whether the card runs so many clusters at once. Of more than 8 blocks, a multiprocessor each, not all parts of a card have room.
+// Clusters of a launch that the card runs at once.
 template <typename... P>
-bool fit_clusters(const Launch &as, void (*kernel)(P...), int num_clusters) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = as.grid;
-  config.blockDim = as.block;
-  config.dynamicSmemBytes = as.shared_bytes;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {(unsigned)as.cluster, 1, 1};
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  int most = 0;
-  if (cudaOccupancyMaxActiveClusters(&most, kernel, &config) == 0) return num_clusters <= most;
-  cudaGetLastError();
-  return false;
+int most_clusters(const Launch &as, void (*kernel)(P...), int *most) {
+  LaunchConfig with(as);
+  with.add_cluster(as.cluster);
+  return cudaOccupancyMaxActiveClusters(most, kernel, &with.config);
 }
 
 // Whether a kernel that only sm_90a has code for is there: made from PTX, for another architecture, it has an empty body.

@@ -218,6 +218,14 @@ template <int D, int KV>
 int raise_turning_limit() {
   return raise_all({raise_turning_limit_of<D, KV, 2, false>, raise_turning_limit_of<D, KV, 2, true>, raise_turning_limit_of<D, KV, 4, true>});
 }
+// Of more than 8 blocks, a multiprocessor each, not all parts of a card have room.
+template <class Kernel>
+bool fit_clusters(const Launch &as, Kernel kernel, int num_clusters) {
+  int most = 0;
+  if (most_clusters(as, kernel, &most) == 0) return num_clusters <= most;
+  cudaGetLastError();
+  return false;
+}
 template <int D, int KV, int RING, bool ALL_AT_ONCE>
 int start_turning_of(const aisp_ctx *ctx, const Call &call, Heads heads, aisp_stream stream) {
   const dim3 grid = grid_of(call);

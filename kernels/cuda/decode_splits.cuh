@@ -41,8 +41,9 @@ inline int num_splits_for(const Load &load) {
   const int64_t least = ceil_div(load.positions, LONG); // a long walk among short ones keeps all waiting
   if (least <= ANY_CLUSTER && ANY_CLUSTER <= room) return ANY_CLUSTER;
   int64_t best = least;
+  double best_time = time_of(load, least);
   for (int64_t splits = least + 1; splits <= in_ring; splits++)
-    if (time_of(load, splits) < time_of(load, best)) best = splits;
+    if (const double time = time_of(load, splits); time < best_time) best = splits, best_time = time;
   return (int)best;
 }
 

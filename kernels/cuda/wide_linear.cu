@@ -351,16 +351,8 @@ int prepare_wide_linear(aisp_ctx *ctx) {
   ctx->encode_tiled = encode;
   using B = Block<AISP_FP8, 4, 64>;
   for (int splits = 1; splits <= MAX_SPLITS; splits++) {
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(splits, 1, ctx->sm_count);
-    config.blockDim = B::THREADS;
-    config.dynamicSmemBytes = B::SHARED;
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {(unsigned)splits, 1, 1};
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    if (int code = cudaOccupancyMaxActiveClusters(&ctx->wide_clusters[splits], kernel, &config)) return code;
+    const Launch as = {dim3(splits, 1, ctx->sm_count), B::THREADS, B::SHARED, splits};
+    if (int code = most_clusters(as, kernel, &ctx->wide_clusters[splits])) return code;
   }
   return 0;
 }

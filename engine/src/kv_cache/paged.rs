@@ -151,8 +151,8 @@ impl BlockSharing for PagedManager {
             return 0;
         }
         let mut table = Table::new(salt.cloned());
-        // The last token is always computed: its logits are wanted. So is the one before: a GPU computes a single token by the
-        // kernel of answers, whose bits are others than those of prompts.
+        // The last token is always computed: its logits are wanted. So is the one before: no part of a prompt is a single token,
+        // see ChunkedPrefill.
         let num_full_blocks = tokens.len().saturating_sub(2) / BLOCK_SIZE;
         let mut blocks = Vec::new();
         for tokens in tokens.chunks_exact(BLOCK_SIZE).take(num_full_blocks) {

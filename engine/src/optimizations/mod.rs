@@ -296,7 +296,7 @@ impl Optimization {
                 engages_when: "a step on a Hopper GPU has so many tokens that it was faster when the model was loaded",
                 counts: "tokens through it",
                 source: "own; operands in registers after Marlin, arXiv 2408.11743",
-                ..Spec::MANY_ROWS
+                ..Spec::BATCH_VARIANT
             },
             Self::LibraryGemm => Spec {
                 name: "library-gemm",
@@ -304,7 +304,7 @@ impl Optimization {
                 engages_when: "a step has so many tokens that cuBLASLt was faster when the model was loaded",
                 counts: "tokens through cuBLASLt",
                 source: "cuBLASLt",
-                ..Spec::MANY_ROWS
+                ..Spec::BATCH_VARIANT
             },
             Self::ActivationsFp8 => Spec {
                 name: "activations-fp8",
@@ -318,23 +318,17 @@ impl Optimization {
                 engages_when: "all projections are fp8 and a step has so many tokens that it was faster when the model was loaded",
                 counts: "tokens through products in fp8",
                 source: "FP8 formats, arXiv 2209.05433; dynamic scales a row after vLLM, or each 64 values after DeepSeek-V3, arXiv 2412.19437",
-                ..Spec::MANY_ROWS
+                ..Spec::BATCH_VARIANT
             },
             Self::AdaptiveSplits => Spec {
                 name: "adaptive-splits",
                 summary: "decode attention cuts contexts into as many parts as suit the batch and the GPU; not batch-invariant",
                 slot: Slot::DecodeSplits,
                 baseline: "256 positions each",
-                saves: &[Saving::Time],
-                exactness: Exactness::Tolerance,
-                bound: Some(LogitBound::KERNEL),
-                requires: &[Self::FusedOps],
-                conflicts: &[],
-                devices: Devices::Cuda,
-                in_all: true,
                 engages_when: "a sequence of a step has one token",
                 counts: "tokens attended in such parts",
                 source: "own; number of splits by occupancy after Flash-Decoding, PyTorch blog 2023-10-12",
+                ..Spec::BATCH_VARIANT
             },
             Self::CudaGraphs => Spec {
                 name: "cuda-graphs",

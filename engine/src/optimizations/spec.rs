@@ -76,8 +76,8 @@ impl Spec {
         source: "",
     };
 
-    /// What the switches for products of many rows on a GPU have in common.
-    pub(super) const MANY_ROWS: Self = Self {
+    /// What the switches for kernels on a GPU that are not batch-invariant have in common.
+    pub(super) const BATCH_VARIANT: Self = Self {
         name: "",
         summary: "",
         slot: Slot::Products,

@@ -369,8 +369,9 @@ impl CudaRunner {
             input
         };
         let mut done = 0;
-        // Parts alike, so that no single row of a prompt is left, which the kernel of answers would compute.
-        let len = num_rows.div_ceil(num_rows.div_ceil(most).max(1)).max(1);
+        // Parts alike: a single row of a prompt at the end would be computed by the kernel of answers.
+        let num_parts = num_rows.div_ceil(most).max(1);
+        let len = num_rows.div_ceil(num_parts).max(1);
         for start in (0..num_rows).step_by(len) {
             let part = if num_rows <= most { None } else { Some(input.part(start..(start + len).min(num_rows))) };
             let part = part.as_ref().unwrap_or(input);

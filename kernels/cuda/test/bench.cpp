@@ -221,7 +221,7 @@ static int kv_format_named(const std::string &name) { return name == "fp4" ? AIS
 // What a step works on.
 struct Step {
   Model &m;
-  int batch, context, max_context;
+  int batch, context, max_context, num_splits = 0;
   Device<float> residual, qkv, logits, sumsq, x_scales, gated_scales;
   Device<aisp_bf16> x, q, attention, gated, gate_up;
   Device<int32_t> ids, positions, slots, lens, tables, cu;
@@ -290,7 +290,6 @@ struct Step {
     attend_turned(l);
   }
   Linear product = aisp_linear;
-  int num_splits = 0;
   void linear(const Matrix &w, const aisp_bf16 *from, int output, void *out, bool normed, bool next, const float *scales = nullptr,
               float *next_scales = nullptr) {
     const aisp_weight view = w.view();
